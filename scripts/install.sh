@@ -1,0 +1,65 @@
+#!/bin/sh
+# Make .venv and install the named extras of setup.cfg into it, with a line for each step.
+#
+#   scripts/install.sh [-n STEPS] EXTRA…      STEPS: how many steps the caller counts in all
+#
+# What is there already is skipped: a stamp in .venv holds what an extra was installed from.  Any failure ends with one
+# sentence and a status other than 0.  PYTHON names the Python to use (python3).
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+steps=
+if [ "${1:-}" = -n ]; then steps=$2; shift 2; fi
+steps=${steps:-$(($# + 1))}
+step=0
+
+fail() { echo "gpupool: $1" >&2; exit 1; }
+
+say() { step=$((step + 1)); echo "[$step/$steps] $1"; }
+
+title() {
+    case $1 in
+        hub) echo "JupyterHub, its proxy and JupyterLab" ;;
+        demo) echo "TensorFlow (by far the largest download)" ;;
+        test) echo "what the tests need" ;;
+        dev) echo "the checkers" ;;
+        *) fail "setup.cfg has no extra \"$1\" that this script knows." ;;
+    esac
+}
+
+command -v "$python" >/dev/null 2>&1 ||
+    fail "there is no $python here. Install Debian's packages python3 and python3-venv, or name another: make PYTHON=…"
+version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])') || fail "$python does not run."
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "Python 3.11 or later is needed, and $python is $version. Name a later one: make PYTHON=…"
+
+# An environment that was moved, or whose Python has gone, does not work any more.
+here="$version $(pwd -P)"
+if [ -e .venv/gpupool-made-for ] && { [ "$(cat .venv/gpupool-made-for)" != "$here" ] || ! .venv/bin/python -c ''; }; then
+    echo "The virtual environment .venv was made elsewhere or by another Python: it is made anew."
+    rm -rf .venv
+fi
+if [ -x .venv/bin/pip ] && .venv/bin/python -c '' 2>/dev/null; then
+    say "The virtual environment .venv is there"
+else
+    say "Making the virtual environment .venv with Python $version"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$python cannot make virtual environments. Install Debian's package python3-venv, then run make again."
+    "$python" -m venv --clear .venv || fail "the virtual environment could not be made in $(pwd): see the message above."
+    echo "$here" >.venv/gpupool-made-for
+fi
+
+source=$(cat setup.cfg pyproject.toml | cksum)
+for extra in "$@"; do
+    title=$(title "$extra")
+    stamp=.venv/gpupool-installed-$extra
+    if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$source" ]; then
+        say "Installed already: $title"
+        continue
+    fi
+    say "Installing $title"
+    .venv/bin/python -m pip install --no-input --disable-pip-version-check --progress-bar on -e ".[$extra]" ||
+        fail "$title could not be installed: pip's reason is above. If it could not reach its package index, look at
+         the network (or set pip's proxy or index-url), then run make again: what is installed already is kept."
+    echo "$source" >"$stamp"
+done
