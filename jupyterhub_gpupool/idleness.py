@@ -1,0 +1,173 @@
+"""Is a slice used, and what follows from it: samples are folded into idle time, leases are judged.
+
+Pure: times, samples and rules come in as arguments, nothing is read and nothing is stored.  The method is
+that of Backend.AI's idle checkers (a session without a measurement is skipped, not idle; judging is one
+pure function, acting a separate stage) and of jupyterhub-idle-culler (the one who judges keeps no state).
+The warning with its countdown, which must be over before anything is taken back, is the pool's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .model import Decision, Kind, Sample, Terms, Verdict, When
+
+IDLE = "idle"
+MAX_AGE = "max_age"
+IMPLAUSIBLE = 1000.0
+"""Utilization in percent above which a reading says nothing (busy GPUs can add up to some hundred)."""
+
+_UNSEEN = Sample()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of an active lease at this look; durations in seconds."""
+
+    terms: Terms
+    kind: Kind
+    age: float
+    """Since the lease became active, by the database's clock; negative after a clock jump, taken as 0."""
+    idle_seconds: float
+    busy: bool | None
+    """What :func:`is_busy` says of the latest sample."""
+    grace_seconds: float = 0
+    """Left of an extension."""
+    deadline_seconds: float | None = None
+    """Left of the warning, counted down by :func:`count_down`; None: not warned."""
+    warned_for: str = ""
+    """Which rule the warning stands for: ``idle`` or ``max_age``."""
+    wanted: bool = False
+    """Whether somebody waits for such a slice."""
+    sample: Sample = _UNSEEN
+    """The latest sample; only named in the reasons."""
+
+
+def is_busy(sample: Sample, threshold: float) -> bool | None:
+    """Say whether the sample shows use of the slice; None when it does not say.
+
+    No process on the slice is a definite zero, whatever the utilization.  A utilization that is missing,
+    negative, not a number or above :data:`IMPLAUSIBLE` is unknown.  At the threshold (percent) is busy.
+    """
+    if sample.processes == 0:
+        return False
+    used = sample.utilization
+    if used is None or not 0 <= used <= IMPLAUSIBLE:
+        return None
+    return not used < threshold
+
+
+def tick(elapsed: float, interval: float) -> float:
+    """Bound the seconds between two looks: never negative, at most two sweep intervals.
+
+    So neither a suspended machine nor an outage nor a clock jump becomes idleness.
+    """
+    if math.isnan(elapsed) or math.isnan(interval):
+        return 0.0
+    return max(0.0, min(elapsed, 2 * interval))
+
+
+def fold(idle_seconds: float, busy: bool | None, elapsed: float, interval: float) -> float:
+    """Add one look to the idle time: busy starts again at 0, idle adds a tick, unknown changes nothing."""
+    before = max(0.0, idle_seconds)
+    if busy is None:
+        return before
+    return 0.0 if busy else before + tick(elapsed, interval)
+
+
+def count_down(
+    deadline_seconds: float | None, warned_for: str, busy: bool | None, elapsed: float, interval: float
+) -> float | None:
+    """Take one look's tick off a warning; a warning for idleness stands still while nothing is known."""
+    if deadline_seconds is None or (busy is None and warned_for != MAX_AGE):
+        return deadline_seconds
+    return max(0.0, deadline_seconds - tick(elapsed, interval))
+
+
+def judge(facts: Facts) -> Verdict:
+    """Decide about an active lease: KEEP, WARN with the seconds left, or RECLAIM.
+
+    RECLAIM comes only after a WARN for the same rule whose deadline ran out: for idleness never before
+    ``min_age`` and never on an unknown sample; for age whatever the samples say.  Where both rules apply,
+    the one that ends sooner is named.  KEEP takes a standing warning back.
+    """
+    age = facts.age if facts.age > 0 else 0.0
+    by_idle = _judge_idle(facts, age)
+    by_age = _judge_age(facts, age)
+    if by_age is None:
+        return by_idle
+    # An idle warning stands still while nothing is known: it must not keep the end by age from coming nearer.
+    if by_idle.decision is Decision.KEEP or facts.busy is None:
+        return by_age
+    return by_idle if _left(by_idle) < _left(by_age) else by_age
+
+
+def _left(verdict: Verdict) -> float:
+    return -1.0 if verdict.decision is Decision.RECLAIM else verdict.deadline_seconds or 0.0
+
+
+def _keep(reason: str) -> Verdict:
+    return Verdict(Decision.KEEP, reason)
+
+
+def _judge_age(facts: Facts, age: float) -> Verdict | None:
+    """The end by age; None while it is not near."""
+    terms = facts.terms
+    if terms.max_age <= 0 or age < terms.max_age - terms.warn:
+        return None
+    reason = f"open for {age:.0f} s, at most {terms.max_age:g} s are allowed (max_age)"
+    if facts.warned_for != MAX_AGE or facts.deadline_seconds is None:
+        return Verdict(Decision.WARN, reason, max(0.0, terms.warn), warned_for=MAX_AGE)
+    if facts.deadline_seconds <= 0:
+        return Verdict(Decision.RECLAIM, f"{reason}; the warning has run out", 0.0, warned_for=MAX_AGE)
+    return Verdict(Decision.WARN, reason, facts.deadline_seconds, warned_for=MAX_AGE)
+
+
+def _kept(facts: Facts) -> str:
+    """Why the rule on idleness spares this lease whatever its idle time; empty when it does not."""
+    terms = facts.terms
+    if facts.kind is Kind.CPU:
+        return "no GPU to give back"
+    if not terms.window > 0:
+        return "idle reclaim is off for this lease (window 0 s)"
+    if facts.busy:
+        return f"GPU in use, {_activity(facts)}"
+    if facts.grace_seconds > 0:
+        return f"extended, {facts.grace_seconds:.0f} s left"
+    if terms.when is When.WANTED and not facts.wanted:
+        return "nobody waits for this slice"
+    return ""
+
+
+def _judge_idle(facts: Facts, age: float) -> Verdict:
+    terms, left = facts.terms, facts.deadline_seconds
+    warned = facts.warned_for == IDLE and left is not None
+    spared = _kept(facts)
+    if spared:
+        return _keep(spared)
+    if facts.busy is None:
+        if warned:
+            reason = "GPU activity is unknown; the warning stands and does not run out"
+            return Verdict(Decision.WARN, reason, left, warned_for=IDLE)
+        return _keep("GPU activity is unknown")
+    if not facts.idle_seconds >= terms.window:
+        return _keep(f"no GPU activity for {facts.idle_seconds:.0f} s of {terms.window:g} s")
+    reason = f"no GPU activity for {facts.idle_seconds:.0f} s (window {terms.window:g} s), {_activity(facts)}"
+    young = terms.min_age - age
+    if not warned or left is None:
+        return Verdict(Decision.WARN, reason, max(0.0, terms.warn, young), warned_for=IDLE)
+    if left <= 0 and young <= 0:
+        return Verdict(Decision.RECLAIM, f"{reason}; the warning has run out", 0.0, warned_for=IDLE)
+    return Verdict(Decision.WARN, reason, max(left, young), warned_for=IDLE)
+
+
+def _activity(facts: Facts) -> str:
+    """The figures of the latest sample beside the rule."""
+    used, threshold = facts.sample.utilization, facts.terms.threshold
+    if not facts.busy and facts.sample.processes == 0:
+        return "no process on the slice"
+    if used is None:
+        return f"threshold {threshold:g} %"
+    side = "at or above" if facts.busy else "below"
+    return f"utilization {used:.3g} % {side} {threshold:g} %"

@@ -1,0 +1,316 @@
+"""The ledger: who holds which slice, since when, under which terms.  The only SQL of the package.
+
+A library, not a server: the hub process (through the spawner) and the service both open the same
+database.  Every method is one short transaction and blocks; callers put it on a worker thread.  The
+transitions raise :class:`~..errors.LeaseConflict` when the lease is not where the caller believed it,
+and every method raises :class:`~..errors.Unavailable` when the database does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import insert, or_, select, update
+
+from .. import fairness, placement
+from ..model import Device, Lease, Request, Sample, Session, State
+from . import observations, rows, transitions, views
+from . import schema as t
+from .grants import Grants, Policy, queue_usage
+from .observations import Observation
+from .store import Store, Transaction
+from .transitions import expect, move, note, row_of, set_columns
+from .verify import problems
+from .views import Event, Reading, Snapshot, Waiting
+
+__all__ = ["Event", "Ledger", "Observation", "Policy", "Reading", "Snapshot", "Waiting"]
+
+
+class Ledger:
+    """The ledger of one pool."""
+
+    def __init__(
+        self,
+        url: str,
+        policy: Policy | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        on_grant: Callable[[str], None] | None = None,
+    ) -> None:
+        self.policy = policy or Policy()
+        self.store = Store(url, clock=clock)
+        self._grants = Grants(self.policy)
+        self._on_grant = on_grant
+
+    def close_database(self) -> None:
+        """Close the connections of this process."""
+        self.store.close()
+
+    def _serve(self, tx: Transaction) -> list[str]:
+        granted = self._grants.serve(tx)
+        if self._on_grant:
+            for lease in granted:
+                self._on_grant(lease)
+        return granted
+
+    # --- the hub's side: a spawn ---------------------------------------------------------------
+
+    def register_hub(self, hub: str) -> int:
+        """Begin a new epoch of a hub.  Whatever its former process waited for or launched is left alone."""
+        with self.store.write() as tx:
+            row = tx.run(select(t.hubs).where(t.hubs.c.name == hub)).one_or_none()
+            epoch = row.epoch + 1 if row else 1
+            if row:
+                tx.run(update(t.hubs).where(t.hubs.c.name == hub).values(epoch=epoch, beat_at=tx.now))
+                tx.run(
+                    update(t.leases)
+                    .where(
+                        t.leases.c.hub == hub,
+                        t.leases.c.left_at.is_(None),
+                        t.leases.c.state.in_([State.QUEUED.value, State.STARTING.value]),
+                    )
+                    .values(left_at=tx.now)
+                )
+            else:
+                tx.run(insert(t.hubs).values(name=hub, epoch=epoch, beat_at=tx.now))
+            return epoch
+
+    def beat(self, hub: str) -> None:
+        """Say that the hub's process lives; a hub that was away for long is served again from here on."""
+        with self.store.write() as tx:
+            before = tx.run(select(t.hubs.c.beat_at).where(t.hubs.c.name == hub)).scalar_one_or_none()
+            tx.run(update(t.hubs).where(t.hubs.c.name == hub).values(beat_at=tx.now))
+            if before is not None and before < tx.now - self.policy.beat_age:
+                self._serve(tx)
+
+    def enqueue(self, hub: str, request: Request) -> Lease:
+        """Ask for a slice.  Idempotent: the open lease of this owner and server is returned as it is.
+
+        Raises Rejected when it could never be granted, Unavailable when the queue is full.
+        """
+        with self.store.write() as tx:
+            owner = transitions.owner_key(tx, request.owner)
+            row = transitions.open_row(tx, owner, request.server)
+            if row is not None and row.state != State.QUEUED:
+                return transitions.reread(tx, row.id)
+            gpus = self._could_be(tx, request)
+            tx.run(update(t.hubs).where(t.hubs.c.name == hub).values(beat_at=tx.now))
+            if row is None:
+                self._may_queue(tx, owner, request)
+                key = transitions.new_lease(
+                    tx, owner, request, State.QUEUED, hub=hub, gpus=gpus,
+                    actor=request.owner.name, action="request", why=request.wish.describe(),
+                )  # fmt: skip
+            else:
+                # The same person asks again, perhaps after the hub was away: the place is kept, the wish is new.
+                key = row.id
+                again = transitions.request_columns(request)
+                set_columns(tx, key, hub=hub, left_at=None, gpus=gpus, **again)
+            self._serve(tx)
+            return transitions.reread(tx, key)
+
+    def _could_be(self, tx: Transaction, request: Request) -> float:
+        """GPU-equivalents that the wish costs at least.  Before the first inventory nobody can say."""
+        devices = self._grants.devices(tx)
+        if not devices or not tx.settled:
+            return 0.0
+        placement.check_possible(request.wish, devices)
+        gpus = placement.cost(request.wish, devices)
+        fairness.check_ever(request.owner.name, request.groups, gpus, self.policy.limits)
+        return gpus
+
+    def _may_queue(self, tx: Transaction, owner: str, request: Request) -> None:
+        usage = queue_usage(tx, owner, request.owner.name, request.groups)
+        fairness.check_queue(request.owner.name, request.groups, usage, self.policy.limits)
+
+    def checkpoint(self, lease: str, runtime: Mapping[str, Any], url: str = "") -> None:
+        """Write what the backend needs to find the session again, before and after the launch."""
+        with self.store.write() as tx:
+            row = row_of(tx, lease)
+            expect(row, State.STARTING, State.ACTIVE)
+            set_columns(tx, lease, runtime=rows.dump(dict(runtime)), url=url or row.url, left_at=None)
+
+    def activate(self, lease: str, *, actor: str, reason: str = "", **columns: Any) -> Lease:
+        """STARTING → ACTIVE: the session runs and is what the lease says.  A launch less is under way."""
+        with self.store.write() as tx:
+            row = row_of(tx, lease)
+            expect(row, State.STARTING)
+            move(
+                tx, row, State.ACTIVE, actor=actor, action="activate", reason=reason,
+                active_at=tx.now, left_at=None, absent_since=None, **columns,
+            )  # fmt: skip
+            self._serve(tx)
+            return transitions.reread(tx, lease)
+
+    def begin_stop(self, lease: str, *, actor: str, reason: str, judged: int | None = None) -> Lease:
+        """STARTING or ACTIVE → STOPPING; the slices stay held.  A lease that is STOPPING stays as it is.
+
+        ``judged`` is the version a reclaim was decided on: LeaseConflict if the lease has changed since.
+        """
+        with self.store.write() as tx:
+            row = row_of(tx, lease)
+            if row.state == State.STOPPING and judged is None:
+                return transitions.reread(tx, lease)
+            expect(row, State.STARTING, State.ACTIVE, version=judged)
+            move(tx, row, State.STOPPING, actor=actor, action="stop", reason=reason, stopped_by=actor)
+            self._serve(tx)  # a failed start leaves room for another launch
+            return transitions.reread(tx, lease)
+
+    def close(self, lease: str, *, actor: str, reason: str = "") -> Lease:
+        """STOPPING → CLOSED, on proof that the session is gone; frees the slices and serves the queue."""
+        with self.store.write() as tx:
+            row = row_of(tx, lease)
+            expect(row, State.STOPPING)
+            transitions.free(tx, lease)
+            move(tx, row, State.CLOSED, actor=actor, action="close", reason=reason or row.reason,
+                 closed_at=tx.now, deadline_seconds=None, doubt="", doubt_since=None)  # fmt: skip
+            transitions.check(tx, lease)
+            self._serve(tx)
+            return transitions.reread(tx, lease)
+
+    def give_up(self, lease: str, *, actor: str, reason: str) -> bool:
+        """QUEUED → CLOSED.  False when the lease is no longer queued."""
+        with self.store.write() as tx:
+            row = row_of(tx, lease)
+            if row.state != State.QUEUED:
+                return False
+            move(tx, row, State.CLOSED, actor=actor, action="leave", reason=reason, closed_at=tx.now)
+            self._serve(tx)
+            return True
+
+    # --- the service's side: a sweep -----------------------------------------------------------
+
+    def lead(self, holder: str, seconds: float) -> bool:
+        """See :func:`observations.lead`."""
+        with self.store.write() as tx:
+            return observations.lead(tx, holder, seconds)
+
+    def resign(self, holder: str) -> None:
+        """Let the next service lead at once."""
+        with self.store.write() as tx:
+            observations.resign(tx, holder)
+
+    def sync_inventory(self, found: Sequence[Device]) -> bool:
+        """See :func:`observations.sync_inventory`; opens no transaction of writing when nothing changed."""
+        with self.store.write() as tx:
+            return observations.sync_inventory(tx, found)
+
+    def record(
+        self, observed: Iterable[Observation], readings: Mapping[str, Sample] | None = None
+    ) -> dict[str, int]:
+        """See :func:`observations.record`."""
+        with self.store.write() as tx:
+            observations.read_devices(tx, readings or {})
+            return observations.record(tx, observed)
+
+    def swept(self, seconds: float, mode: str) -> None:
+        """Mark the end of a whole sweep, and serve the queue once more."""
+        with self.store.write() as tx:
+            tx.run(update(t.pool).values(swept_at=tx.now, sweep_seconds=seconds, mode=mode))
+            self._serve(tx)
+
+    def restart_warnings(self) -> None:
+        """See :func:`observations.restart_warnings`."""
+        with self.store.write() as tx:
+            observations.restart_warnings(tx)
+
+    def extend(self, lease: str, actor: str) -> float:
+        """See :func:`observations.extend`."""
+        with self.store.write() as tx:
+            return observations.extend(tx, lease, actor)
+
+    def absent(self, lease: str, gone: bool) -> None:
+        """See :func:`observations.absent`."""
+        with self.store.write() as tx:
+            observations.absent(tx, lease, gone)
+
+    def doubt(self, lease: str, why: str) -> None:
+        """See :func:`observations.doubt`."""
+        with self.store.write() as tx:
+            observations.doubt(tx, lease, why)
+
+    def adopt(self, found: Session, request: Request) -> Lease | None:
+        """See :func:`transitions.adopt`."""
+        with self.store.write() as tx:
+            key = transitions.adopt(tx, found, request, self.policy.pool)
+            if key is None:
+                return None
+            transitions.check(tx, key)
+            return transitions.reread(tx, key)
+
+    def settle(self) -> None:
+        """Say that all running sessions have been looked at: from now on slices are granted."""
+        with self.store.write() as tx:
+            if not tx.settled:
+                tx.run(update(t.pool).values(settled_at=tx.now))
+                note(tx, "service", "settle", "every running session has been looked at")
+                tx.settled = True
+            self._serve(tx)
+
+    def expire_queue(self) -> list[str]:
+        """Close requests whose hub has been away for longer than ``queue_keep``."""
+        keep = self.policy.queue_keep
+        gone = []
+        with self.store.write() as tx:
+            query = (
+                select(t.leases)
+                .join(t.hubs, t.hubs.c.name == t.leases.c.hub)
+                .where(
+                    t.leases.c.state == State.QUEUED.value,
+                    or_(t.leases.c.left_at < tx.now - keep, t.hubs.c.beat_at < tx.now - keep),
+                )
+            )
+            for row in tx.run(query).all():
+                why = f"nobody waited for it for {keep:g} s"
+                move(tx, row, State.CLOSED, actor="service", action="expire", reason=why, closed_at=tx.now)
+                gone.append(str(row.id))
+            self._serve(tx)
+        return gone
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The pool at this moment: devices, readings, open leases."""
+        with self.store.read() as (conn, now):
+            return views.snapshot(conn, now)
+
+    def lease(self, key: str) -> Lease | None:
+        """A lease by its id."""
+        with self.store.read() as (conn, _):
+            return views.one(conn, key)
+
+    def lease_of(self, hub_id: int, created: float, server: str) -> Lease | None:
+        """The open lease of a person's server."""
+        with self.store.read() as (conn, _):
+            return views.of_server(conn, hub_id, created, server)
+
+    def last_options(self, hub_id: int, created: float) -> dict[str, Any] | None:
+        """What this person chose last."""
+        with self.store.read() as (conn, _):
+            return views.last_options(conn, hub_id, created)
+
+    def watch(self, leases: Collection[str]) -> dict[str, Waiting]:
+        """State and place of leases that somebody waits for."""
+        with self.store.read() as (conn, _):
+            return views.watch(conn, leases)
+
+    def closed(self, user: str | None, before: float | None = None, count: int = 100) -> list[Lease]:
+        """Closed leases, newest first."""
+        with self.store.read() as (conn, _):
+            return views.closed(conn, user, before, count)
+
+    def owner_of(self, lease: str) -> str | None:
+        """The present name of a lease's owner."""
+        with self.store.read() as (conn, _):
+            return views.owner_of(conn, lease)
+
+    def events(self, after: int = 0, count: int = 200) -> list[Event]:
+        """The audit trail from an event on."""
+        with self.store.read() as (conn, _):
+            return views.events(conn, after, count)
+
+    def verify(self) -> list[str]:
+        """Everything in the ledger that breaks its own rules; empty when all is well."""
+        with self.store.read() as (conn, _):
+            return problems(conn)

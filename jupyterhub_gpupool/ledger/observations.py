@@ -1,0 +1,235 @@
+"""What the service sees and decides: inventory, samples with their verdicts, doubt, leadership."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import bindparam, insert, select, update
+
+from ..errors import Rejected
+from ..model import Decision, Device, Health, Sample, State, Verdict
+from . import rows
+from . import schema as t
+from .store import Transaction
+from .transitions import expect, note, row_of, set_columns
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One lease after a look at it: what was seen, what it adds up to, what is decided.
+
+    ``version`` is the version that was judged; the ledger drops the observation if the lease has changed.
+    """
+
+    lease: str
+    version: int
+    sample: Sample
+    idle_seconds: float
+    grace_seconds: float
+    deadline_seconds: float | None
+    warned_for: str
+    verdict: Verdict
+
+
+_record = (
+    update(t.leases)
+    .where(t.leases.c.id == bindparam("key"))
+    .values(
+        {
+            name: bindparam(f"new_{name}")
+            for name in (
+                "version",
+                "idle_seconds",
+                "grace_seconds",
+                "deadline_seconds",
+                "warned_at",
+                "warned_for",
+                "verdict",
+                "verdict_reason",
+                "verdict_at",
+                "utilization",
+                "memory_used_mib",
+                "sampled_at",
+            )
+        }
+    )
+)
+
+
+def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
+    """Store observations of active leases, with an event for each warning given or taken back.
+
+    Returns the new version of every lease whose observation was taken: a warning is stored, and with that
+    delivered, exactly when its lease is among them.
+    """
+    query = select(
+        t.leases.c.id, t.leases.c.version, t.leases.c.warned_at, t.leases.c.sampled_at, t.leases.c.user
+    ).where(t.leases.c.state == State.ACTIVE.value)
+    current = {row.id: row for row in tx.run(query)}
+    values, notes, taken = [], [], {}
+    for item in observed:
+        row = current.get(item.lease)
+        if row is None or row.version != item.version:
+            continue
+        taken[item.lease] = item.version + 1
+        warned = item.deadline_seconds is not None
+        if warned != (row.warned_at is not None):
+            notes.append(
+                {
+                    "at": tx.now,
+                    "actor": "service",
+                    "action": "warn" if warned else "unwarn",
+                    "lease": item.lease,
+                    "user": row.user,
+                    "reason": item.verdict.reason,
+                }
+            )
+        seen = item.sample.utilization is not None or item.sample.processes == 0
+        values.append(
+            {
+                "key": item.lease,
+                "new_version": item.version + 1,
+                "new_idle_seconds": item.idle_seconds,
+                "new_grace_seconds": item.grace_seconds,
+                "new_deadline_seconds": item.deadline_seconds,
+                "new_warned_at": (row.warned_at or tx.now) if warned else None,
+                "new_warned_for": item.warned_for if warned else "",
+                "new_verdict": item.verdict.decision.value,
+                "new_verdict_reason": item.verdict.reason,
+                "new_verdict_at": tx.now,
+                "new_utilization": item.sample.utilization,
+                "new_memory_used_mib": item.sample.memory_mib,
+                "new_sampled_at": tx.now if seen else row.sampled_at,
+            }
+        )
+    if values:
+        tx.run(_record, values)
+    if notes:
+        tx.run(insert(t.events), notes)
+    return taken
+
+
+def restart_warnings(tx: Transaction) -> None:
+    """Give every warned lease its full time again: nobody counted down while the service was away."""
+    for row in tx.run(
+        select(t.leases).where(t.leases.c.deadline_seconds.is_not(None), t.leases.c.state == State.ACTIVE.value)
+    ).all():
+        set_columns(tx, row.id, deadline_seconds=float(rows.terms(row.terms).warn))
+
+
+def extend(tx: Transaction, lease: str, actor: str) -> float:
+    """Give the lease ``extend`` seconds more, up to ``extend_max`` in all; returns the seconds given."""
+    row = row_of(tx, lease)
+    if State(row.state) is not State.ACTIVE:
+        raise Rejected(
+            f"This session is {row.state}; only an active one can be extended.", reason="not-active", status=409
+        )
+    terms = rows.terms(row.terms)
+    left = terms.extend_max - row.extended_seconds
+    if left <= 0:
+        raise Rejected(
+            f"This session was extended by {terms.extend_max:g} s already, and that is the most its profile allows.",
+            reason="extend-max",
+            status=409,
+        )
+    given = min(terms.extend, left)
+    warned_for_idle = row.warned_for != "max_age"
+    set_columns(
+        tx,
+        lease,
+        extended_seconds=row.extended_seconds + given,
+        grace_seconds=row.grace_seconds + given,
+        deadline_seconds=None if warned_for_idle else row.deadline_seconds,
+        warned_at=None if warned_for_idle else row.warned_at,
+        warned_for="" if warned_for_idle else row.warned_for,
+        verdict=Decision.KEEP.value if warned_for_idle else row.verdict,
+        verdict_reason=f"extended by {given:g} s" if warned_for_idle else row.verdict_reason,
+    )
+    note(tx, actor, "extend", f"{given:g} s", lease=lease, user=row.user)
+    return given
+
+
+def doubt(tx: Transaction, lease: str, why: str) -> None:
+    """Write since when and why the truth about a session is unknown; an empty reason ends the doubt."""
+    row = row_of(tx, lease)
+    if row.doubt == why or row.state == State.CLOSED:
+        return
+    since = None if not why else (row.doubt_since or tx.now)
+    set_columns(tx, lease, doubt=why, doubt_since=since)
+    note(tx, "service", "doubt" if why else "certain", why, lease=lease, user=row.user)
+
+
+def absent(tx: Transaction, lease: str, gone: bool) -> None:
+    """Write that a proof of absence is under way, or that it came to nothing."""
+    row = row_of(tx, lease)
+    expect(row, State.STARTING, State.ACTIVE, State.STOPPING)
+    if gone != (row.absent_since is not None):
+        set_columns(tx, lease, absent_since=tx.now if gone else None)
+
+
+def sync_inventory(tx: Transaction, found: Sequence[Device]) -> bool:
+    """Take over what the inventory sees; devices that it no longer sees are lost, never deleted.
+
+    Returns whether anything changed.  A device that is drained stays drained.
+    """
+    known = {row.id: row for row in tx.run(select(t.devices)).all()}
+    changed = False
+    for item in found:
+        values = rows.device_values(item)
+        row = known.pop(item.id, None)
+        if row is None:
+            tx.run(insert(t.devices).values(seen_at=tx.now, used=0, drained=0, **values))
+            note(tx, "service", "device-new", item.model, device=item.id)
+            changed = True
+            continue
+        if any(getattr(row, name) != value for name, value in values.items()):
+            if row.used and (row.cells != item.cells or row.instances != values["instances"]):
+                # The layout of a card in use cannot change under its holders; it is taken over when empty.
+                values |= {"cells": row.cells, "instances": row.instances, "mode": row.mode}
+            if any(getattr(row, name) != value for name, value in values.items()):
+                tx.run(update(t.devices).where(t.devices.c.id == item.id).values(seen_at=tx.now, **values))
+                changed = True
+                if row.health != values["health"]:
+                    note(tx, "service", "device-health", f"{row.health}→{item.health}: {item.health_reason}",
+                         device=item.id)
+    for row in known.values():
+        if row.health != Health.LOST:
+            why = "the inventory no longer sees it"
+            tx.run(
+                update(t.devices)
+                .where(t.devices.c.id == row.id)
+                .values(health=Health.LOST.value, health_reason=why)
+            )
+            note(tx, "service", "device-health", f"{row.health}→{Health.LOST}: {why}", device=row.id)
+            changed = True
+    if changed:
+        tx.run(update(t.pool).values(inventory=t.pool.c.inventory + 1))
+    return changed
+
+
+def read_devices(tx: Transaction, readings: Mapping[str, Sample]) -> None:
+    """Store what the devices themselves say."""
+    if readings:
+        tx.run(
+            update(t.devices)
+            .where(t.devices.c.id == bindparam("key"))
+            .values(utilization=bindparam("u"), memory_used_mib=bindparam("m"), sampled_at=tx.now),
+            [{"key": key, "u": s.utilization, "m": s.memory_mib} for key, s in readings.items()],
+        )
+
+
+def lead(tx: Transaction, holder: str, seconds: float) -> bool:
+    """Become, or stay, the one service that acts; False while another one is."""
+    row = tx.run(select(t.pool.c.leader, t.pool.c.leader_until)).one()
+    if row.leader not in ("", holder) and row.leader_until > tx.now:
+        # A clock that went back must not lock everybody out: nobody leads longer than it asked for.
+        if row.leader_until <= tx.now + 10 * seconds:
+            return False
+    tx.run(update(t.pool).values(leader=holder, leader_until=tx.now + seconds))
+    return True
+
+
+def resign(tx: Transaction, holder: str) -> None:
+    """Let the next service lead at once."""
+    tx.run(update(t.pool).where(t.pool.c.leader == holder).values(leader="", leader_until=0))

@@ -1,0 +1,159 @@
+"""Rows to the types of :mod:`..model`, and back."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from ..model import (
+    Decision,
+    Device,
+    Health,
+    Instance,
+    Kind,
+    Lease,
+    Mode,
+    Slice,
+    State,
+    Terms,
+    When,
+    Wish,
+    cell_numbers,
+    plain,
+)
+from . import schema as t
+
+
+def dump(value: Any) -> str:
+    """JSON as the ledger stores it."""
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
+def device(row: Any) -> Device:
+    """A row of ``devices``."""
+    return Device(
+        id=row.id,
+        node=row.node,
+        index=row.idx,
+        model=row.model,
+        memory_mib=row.memory_mib,
+        compute_capability=row.compute_capability,
+        mode=Mode(row.mode),
+        cells=row.cells,
+        health=Health(row.health),
+        health_reason=row.health_reason,
+        drained=bool(row.drained),
+        simulated=bool(row.simulated),
+        instances=tuple(Instance(**i) for i in json.loads(row.instances)),
+    )
+
+
+def device_values(found: Device) -> dict[str, Any]:
+    """The columns of a device that the inventory decides."""
+    return {
+        "id": found.id,
+        "node": found.node,
+        "idx": found.index,
+        "model": found.model,
+        "memory_mib": found.memory_mib,
+        "compute_capability": found.compute_capability,
+        "mode": found.mode.value,
+        "cells": found.cells,
+        "health": found.health.value,
+        "health_reason": found.health_reason,
+        "simulated": int(found.simulated),
+        "instances": dump([plain(i) for i in found.instances]),
+    }
+
+
+def slices_of(conn: Connection, leases: Iterable[str]) -> Mapping[str, tuple[Slice, ...]]:
+    """The slices of these leases, in order."""
+    wanted = list(leases)
+    query = select(t.slices).order_by(t.slices.c.lease, t.slices.c.ordinal)
+    if len(wanted) <= 500:
+        query = query.where(t.slices.c.lease.in_(wanted))
+    else:  # a list of parameters has its limits; all open leases are then the question anyway
+        query = query.join(t.leases, t.leases.c.id == t.slices.c.lease).where(t.leases.c.held == 1)
+    found: dict[str, list[Slice]] = defaultdict(list)
+    if wanted:
+        for row in conn.execute(query):
+            found[row.lease].append(
+                Slice(
+                    device=row.device,
+                    kind=Kind(row.kind),
+                    cells=cell_numbers(row.cells),
+                    of=row.of,
+                    memory_mib=row.memory_mib,
+                    compute=row.compute,
+                    instance=row.instance,
+                )
+            )
+    return {lease: tuple(items) for lease, items in found.items()}
+
+
+def terms(text: str) -> Terms:
+    """Terms as a lease stores them."""
+    values = json.loads(text)
+    return Terms(**{**values, "when": When(values["when"])})
+
+
+def wish(text: str) -> Wish:
+    """A wish as a lease stores it."""
+    values = json.loads(text)
+    return Wish(**{**values, "kind": Kind(values["kind"])})
+
+
+def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
+    """A row of ``leases`` with its slices."""
+    return Lease(
+        id=row.id,
+        user=row.user,
+        server=row.server,
+        profile=row.profile,
+        state=State(row.state),
+        version=row.version,
+        epoch=row.epoch,
+        session=row.session or "",
+        wish=wish(row.wish),
+        terms=terms(row.terms),
+        groups=tuple(json.loads(row.groups)),
+        options=json.loads(row.options),
+        slices=held,
+        gpus=row.gpus,
+        group=row.group,
+        url=row.url,
+        runtime=json.loads(row.runtime),
+        requested_at=row.requested_at,
+        granted_at=row.granted_at,
+        active_at=row.active_at,
+        closed_at=row.closed_at,
+        idle_seconds=row.idle_seconds,
+        grace_seconds=row.grace_seconds,
+        extended_seconds=row.extended_seconds,
+        warned_at=row.warned_at,
+        warned_for=row.warned_for,
+        deadline_seconds=row.deadline_seconds,
+        verdict=Decision(row.verdict) if row.verdict else None,
+        verdict_reason=row.verdict_reason,
+        verdict_at=row.verdict_at,
+        utilization=row.utilization,
+        memory_used_mib=row.memory_used_mib,
+        sampled_at=row.sampled_at,
+        absent_since=row.absent_since,
+        doubt=row.doubt,
+        doubt_since=row.doubt_since,
+        left_at=row.left_at,
+        reason=row.reason,
+        stopped_by=row.stopped_by,
+    )
+
+
+def with_slices(conn: Connection, found: Iterable[Any]) -> list[Lease]:
+    """Rows of ``leases`` with the slices of each."""
+    listed = list(found)
+    held = slices_of(conn, [row.id for row in listed if row.granted_at is not None])
+    return [lease(row, held.get(row.id, ())) for row in listed]

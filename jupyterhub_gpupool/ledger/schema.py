@@ -1,0 +1,223 @@
+"""The ledger's tables.  What may never happen is refused here, by keys, and not by care elsewhere.
+
+* ``claims`` has the primary key (device, cell): no two open leases hold one cell, whatever the kinds.
+* ``claims`` refers to (lease, held=1): a lease that is queued or closed holds nothing.
+* ``leases`` refers to its latest event by (lease, step, state), ``events`` to its predecessor by (lease,
+  step - 1, from) and to ``transitions`` by (from, to): no move that is not legal, none without a trace.
+* ``leases`` has one open row for each owner and server, and one row for each session name.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+pool = Table(
+    "pool",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("schema_version", Integer, nullable=False),
+    Column("inventory", Integer, nullable=False),  # raised when a device changes; keys the process's cache
+    Column("epoch", Integer, nullable=False),  # raised at each grant; part of the session's name
+    Column("settled_at", Float),  # since when all running sessions have been looked at; NULL: grant nothing
+    Column("leader", String(64), nullable=False),
+    Column("leader_until", Float, nullable=False),
+    Column("swept_at", Float),
+    Column("sweep_seconds", Float),
+    Column("mode", String(16), nullable=False),
+)
+
+cell_numbers = Table("cell_numbers", metadata, Column("n", Integer, primary_key=True))
+"""0 … 119: lets a whole GPU be claimed by one INSERT … SELECT."""
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("from_state", String(16), primary_key=True),
+    Column("to_state", String(16), primary_key=True),
+)
+
+hubs = Table(
+    "hubs",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("beat_at", Float, nullable=False),
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("hub_id", Integer, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("name", String(255), unique=True),  # NULL: the user is gone and somebody else has the name
+    UniqueConstraint("hub_id", "created"),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("node", String(255), nullable=False),
+    Column("idx", Integer, nullable=False),
+    Column("model", String(255), nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("compute_capability", String(16), nullable=False),
+    Column("mode", String(16), nullable=False),
+    Column("cells", Integer, nullable=False),
+    Column("used", Integer, nullable=False, server_default="0"),  # = its rows in claims
+    Column("health", String(16), nullable=False),
+    Column("health_reason", Text, nullable=False),
+    Column("drained", Integer, nullable=False, server_default="0"),
+    Column("simulated", Integer, nullable=False),
+    Column("instances", Text, nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Column("utilization", Float),
+    Column("memory_used_mib", Integer),
+    Column("sampled_at", Float),
+    CheckConstraint("used >= 0 AND used <= cells"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("owner", String(32), ForeignKey("owners.id"), nullable=False),
+    Column("user", String(255), nullable=False),
+    Column("server", String(255), nullable=False),
+    Column("profile", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("held", Integer, nullable=False),
+    Column("open_key", Integer),
+    Column("version", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("session", String(255), unique=True),
+    Column("hub", String(255), nullable=False),
+    Column("left_at", Float),  # since when no hub process waits for it; NULL: one does
+    Column("ticket", Integer, nullable=False),  # order of arrival
+    Column("wish", Text, nullable=False),
+    Column("terms", Text, nullable=False),
+    Column("groups", Text, nullable=False),
+    Column("options", Text, nullable=False),
+    Column("group", String(255), nullable=False),
+    Column("gpus", Float, nullable=False),
+    Column("ends_at", Float),
+    Column("url", Text, nullable=False),
+    Column("runtime", Text, nullable=False),
+    Column("requested_at", Float, nullable=False),
+    Column("granted_at", Float),
+    Column("active_at", Float),
+    Column("closed_at", Float),
+    Column("idle_seconds", Float, nullable=False),
+    Column("grace_seconds", Float, nullable=False),
+    Column("extended_seconds", Float, nullable=False),
+    Column("warned_at", Float),
+    Column("warned_for", String(16), nullable=False),
+    Column("deadline_seconds", Float),
+    Column("verdict", String(16)),
+    Column("verdict_reason", Text, nullable=False),
+    Column("verdict_at", Float),
+    Column("utilization", Float),
+    Column("memory_used_mib", Integer),
+    Column("sampled_at", Float),
+    Column("absent_since", Float),
+    Column("doubt", Text, nullable=False),
+    Column("doubt_since", Float),
+    Column("reason", Text, nullable=False),
+    Column("stopped_by", String(255), nullable=False),
+    UniqueConstraint("owner", "server", "open_key"),
+    UniqueConstraint("id", "held"),
+    CheckConstraint("(open_key IS NULL) = (state = 'closed')"),
+    CheckConstraint("open_key IS NULL OR open_key = 1"),
+    CheckConstraint("held = CASE WHEN state IN ('starting', 'active', 'stopping') THEN 1 ELSE 0 END"),
+    # Deferred, because a lease and its first event name each other.
+    ForeignKeyConstraint(
+        ["id", "step", "state"],
+        ["events.lease", "events.step", "events.to_state"],
+        name="lease_follows_event",
+        deferrable=True,
+        initially="DEFERRED",
+        use_alter=False,
+    ),
+    Index("leases_open", "state", "ticket"),
+    Index("leases_held", "held", "owner", "group", "gpus"),
+    Index("leases_closed", "closed_at"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("actor", String(255), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("lease", String(32), ForeignKey("leases.id")),
+    Column("user", String(255)),
+    Column("device", String(64)),
+    Column("step", Integer),
+    Column("prev_step", Integer),
+    Column("from_state", String(16)),
+    Column("to_state", String(16)),
+    Column("reason", Text, nullable=False),
+    UniqueConstraint("lease", "step"),
+    UniqueConstraint("lease", "step", "to_state"),
+    ForeignKeyConstraint(["from_state", "to_state"], ["transitions.from_state", "transitions.to_state"]),
+    ForeignKeyConstraint(
+        ["lease", "prev_step", "from_state"],
+        ["events.lease", "events.step", "events.to_state"],
+        name="event_follows_event",
+    ),
+    CheckConstraint("(step IS NULL) = (to_state IS NULL) AND (step IS NULL) = (from_state IS NULL)"),
+    CheckConstraint("step IS NULL OR lease IS NOT NULL"),
+    CheckConstraint("step IS NULL OR (step = 1) = (from_state = 'none')"),
+    CheckConstraint("step IS NULL OR step = 1 OR (prev_step IS NOT NULL AND prev_step = step - 1)"),
+    sqlite_autoincrement=True,
+)
+
+slices = Table(
+    "slices",
+    metadata,
+    Column("lease", String(32), ForeignKey("leases.id"), primary_key=True),
+    Column("ordinal", Integer, primary_key=True),
+    Column("device", String(64), ForeignKey("devices.id"), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("cells", Text, nullable=False),  # as ranges; the claims are the truth, a check compares them
+    Column("size", Integer, nullable=False),
+    Column("of", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("compute", Integer, nullable=False),
+    Column("instance", String(64), nullable=False),
+    UniqueConstraint("lease", "ordinal", "device"),
+)
+
+claims = Table(
+    "claims",
+    metadata,
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("cell", Integer, primary_key=True),
+    Column("lease", String(32), nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("held", Integer, CheckConstraint("held = 1"), nullable=False),
+    ForeignKeyConstraint(["lease", "held"], ["leases.id", "leases.held"], name="claim_of_holder"),
+    ForeignKeyConstraint(["lease", "ordinal", "device"], ["slices.lease", "slices.ordinal", "slices.device"]),
+    Index("claims_lease", "lease"),
+)

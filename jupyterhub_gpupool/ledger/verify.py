@@ -1,0 +1,54 @@
+"""The rules of the ledger as questions to it: what the keys cannot say by themselves."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from sqlalchemy import Connection, func, select
+
+from ..model import HOLDING, State
+from . import rows
+from . import schema as t
+
+
+def problems(conn: Connection) -> list[str]:
+    """Sentences for every broken rule."""
+    found: list[str] = []
+    held: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for claim in conn.execute(select(t.claims)):
+        if (claim.device, claim.cell) in held[claim.lease]:
+            found.append(f"lease {claim.lease} claims {claim.device}:{claim.cell} twice")
+        held[claim.lease].add((claim.device, claim.cell))
+    leases = conn.execute(select(t.leases)).all()
+    written = rows.slices_of(conn, [row.id for row in leases])
+    for row in leases:
+        named = {(item.device, cell) for item in written.get(row.id, ()) for cell in item.cells}
+        wanted = named if State(row.state) in HOLDING else set()
+        if held.get(row.id, set()) != wanted:
+            found.append(f"lease {row.id} is {row.state}, claims differ from its slices")
+        size = sum(item.gpus for item in written.get(row.id, ()))
+        if row.granted_at is not None and abs(size - row.gpus) > 1e-9:
+            found.append(f"lease {row.id} counts as {row.gpus} GPUs, its slices are {size}")
+    cells = Counter((claim.device, claim.cell) for claim in conn.execute(select(t.claims)))
+    found += [f"cell {device}:{cell} is claimed {n} times" for (device, cell), n in cells.items() if n > 1]
+    per_device = select(t.claims.c.device, func.count()).group_by(t.claims.c.device)
+    counted = {device: size for device, size in conn.execute(per_device)}
+    for device in conn.execute(select(t.devices)):
+        if device.used != counted.get(device.id, 0):
+            found.append(f"{device.id} says {device.used} cells are used, {counted.get(device.id, 0)} are claimed")
+    found += _history(conn, {row.id: row for row in leases})
+    return found
+
+
+def _history(conn: Connection, leases: dict[str, object]) -> list[str]:
+    """Whether every lease stands where its events led it."""
+    found = []
+    at: dict[str, str] = {}
+    for event in conn.execute(select(t.events).where(t.events.c.step.is_not(None)).order_by(t.events.c.seq)):
+        if event.from_state != at.get(event.lease, "none"):
+            found.append(f"event {event.seq} moves lease {event.lease} from where it was not")
+        at[event.lease] = event.to_state
+    for key, row in leases.items():
+        if at.get(key) != row.state:  # type: ignore[attr-defined]
+            found.append(f"lease {key} is {row.state}, its events say {at.get(key)}")  # type: ignore[attr-defined]
+    return found

@@ -1,0 +1,197 @@
+"""What others read: one consistent view of the pool, the queue, closed leases, the audit trail."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from .. import placement
+from ..model import Device, Lease, State
+from . import rows
+from . import schema as t
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The last look at a device."""
+
+    utilization: float | None
+    memory_used_mib: int | None
+    sampled_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The pool at one moment."""
+
+    now: float
+    version: int
+    settled: bool
+    mode: str
+    swept_at: float | None
+    sweep_seconds: float | None
+    devices: tuple[Device, ...]
+    readings: dict[str, Reading]
+    leases: tuple[Lease, ...]
+    """All open leases, queued ones last and in order."""
+
+    @property
+    def queue(self) -> tuple[Lease, ...]:
+        """The requests that wait, in order."""
+        return tuple(lease for lease in self.leases if lease.state is State.QUEUED)
+
+    @property
+    def occupancy(self) -> placement.Occupancy:
+        """What is held, as placement wants it."""
+        used: dict[str, int] = {}
+        taken: set[str] = set()
+        for lease in self.leases:
+            for item in lease.slices:
+                used[item.device] = used.get(item.device, 0) + len(item.cells)
+                if item.instance:
+                    taken.add(item.instance)
+        return placement.Occupancy(used=used, instances=taken)
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Lease → place in the queue, from 1."""
+        return {lease.id: n for n, lease in enumerate(self.queue, 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the audit trail."""
+
+    seq: int
+    at: float
+    actor: str
+    action: str
+    lease: str | None
+    user: str | None
+    device: str | None
+    from_state: str | None
+    to_state: str | None
+    reason: str
+
+
+def snapshot(conn: Connection, now: float) -> Snapshot:
+    """Read everything that is open."""
+    pool = conn.execute(select(t.pool)).one()
+    devices = conn.execute(select(t.devices).order_by(t.devices.c.node, t.devices.c.idx)).all()
+    open_rows = conn.execute(
+        select(t.leases)
+        .where(t.leases.c.open_key == 1)
+        .order_by(t.leases.c.held.desc(), t.leases.c.ticket)
+    ).all()
+    return Snapshot(
+        now=now,
+        version=pool.version,
+        settled=pool.settled_at is not None,
+        mode=pool.mode,
+        swept_at=pool.swept_at,
+        sweep_seconds=pool.sweep_seconds,
+        devices=tuple(rows.device(row) for row in devices),
+        readings={
+            row.id: Reading(row.utilization, row.memory_used_mib, row.sampled_at) for row in devices
+        },
+        leases=tuple(rows.with_slices(conn, open_rows)),
+    )
+
+
+def one(conn: Connection, lease: str) -> Lease | None:
+    """A lease by its id."""
+    row = conn.execute(select(t.leases).where(t.leases.c.id == lease)).one_or_none()
+    return rows.with_slices(conn, [row])[0] if row else None
+
+
+def of_server(conn: Connection, hub_id: int, created: float, server: str) -> Lease | None:
+    """The open lease of a person's server."""
+    row = conn.execute(
+        select(t.leases)
+        .join(t.owners, t.owners.c.id == t.leases.c.owner)
+        .where(
+            t.owners.c.hub_id == hub_id,
+            t.owners.c.created == created,
+            t.leases.c.server == server,
+            t.leases.c.open_key == 1,
+        )
+    ).one_or_none()
+    return rows.with_slices(conn, [row])[0] if row else None
+
+
+def last_options(conn: Connection, hub_id: int, created: float) -> dict[str, Any] | None:
+    """What this person chose last, from their last lease."""
+    text = conn.execute(
+        select(t.leases.c.options)
+        .join(t.owners, t.owners.c.id == t.leases.c.owner)
+        .where(t.owners.c.hub_id == hub_id, t.owners.c.created == created)
+        .order_by(t.leases.c.ticket.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    return dict(rows.json.loads(text)) if text else None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What somebody who waits wants to know."""
+
+    state: State
+    place: int | None
+    ahead: int
+    why: str
+
+
+def watch(conn: Connection, leases: Collection[str]) -> dict[str, Waiting]:
+    """State and place of these leases, by one read of the queue."""
+    queue = conn.execute(
+        select(t.leases.c.id, t.leases.c.reason)
+        .where(t.leases.c.state == State.QUEUED.value)
+        .order_by(t.leases.c.ticket)
+    ).all()
+    found = {
+        row.id: Waiting(State.QUEUED, place, place - 1, row.reason)
+        for place, row in enumerate(queue, 1)
+        if row.id in leases
+    }
+    missing = [lease for lease in leases if lease not in found]
+    for start in range(0, len(missing), 500):
+        part = missing[start : start + 500]
+        for row in conn.execute(
+            select(t.leases.c.id, t.leases.c.state, t.leases.c.reason).where(t.leases.c.id.in_(part))
+        ):
+            found[row.id] = Waiting(State(row.state), None, 0, row.reason)
+    return found
+
+
+def closed(conn: Connection, user: str | None, before: float | None, count: int) -> list[Lease]:
+    """Closed leases, newest first; of one user by the owner's present name, or of everybody."""
+    query = select(t.leases).where(t.leases.c.state == State.CLOSED.value)
+    if user is not None:
+        query = query.join(t.owners, t.owners.c.id == t.leases.c.owner).where(t.owners.c.name == user)
+    if before is not None:
+        query = query.where(t.leases.c.closed_at < before)
+    return rows.with_slices(conn, conn.execute(query.order_by(t.leases.c.closed_at.desc()).limit(count)))
+
+
+def owner_of(conn: Connection, lease: str) -> str | None:
+    """The present name of a lease's owner; None when the lease or the user is gone."""
+    return conn.execute(
+        select(t.owners.c.name)
+        .join(t.leases, t.leases.c.owner == t.owners.c.id)
+        .where(t.leases.c.id == lease)
+    ).scalar_one_or_none()
+
+
+def events(conn: Connection, after: int, count: int) -> list[Event]:
+    """The audit trail from an event on."""
+    query = select(t.events).where(t.events.c.seq > after).order_by(t.events.c.seq).limit(count)
+    return [
+        Event(
+            row.seq, row.at, row.actor, row.action, row.lease, row.user, row.device,
+            row.from_state, row.to_state, row.reason,
+        )
+        for row in conn.execute(query)
+    ]

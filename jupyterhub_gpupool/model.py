@@ -1,0 +1,395 @@
+"""The words of the pool as frozen types: devices, slices, profiles' wishes, leases, samples, verdicts.
+
+Nothing here does I/O and nothing here imports the rest of the package.  Memory is in MiB, durations are
+in seconds, utilization is in percent of the slice, times are seconds since 1970 (UTC) by the database's
+clock; ``None`` always means *unknown*, never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any
+
+CELLS_PER_GPU = 120
+"""Cells of a GPU that is not in MIG mode: halves to sixths, eighths, tenths and twelfths are exact."""
+
+
+class State(StrEnum):
+    """States of a lease; see :data:`LEGAL` for the moves."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    ACTIVE = "active"
+    STOPPING = "stopping"
+    CLOSED = "closed"
+
+
+HOLDING = frozenset({State.STARTING, State.ACTIVE, State.STOPPING})
+"""States in which a lease holds its slices."""
+
+OPEN = HOLDING | {State.QUEUED}
+"""States of a lease that is not over."""
+
+NEW = "none"
+"""What an event names as the state before a lease's first one."""
+
+LEGAL: frozenset[tuple[str, str]] = frozenset(
+    {
+        (NEW, State.QUEUED),
+        (NEW, State.ACTIVE),  # a running session that the ledger did not know is adopted
+        (State.QUEUED, State.STARTING),
+        (State.QUEUED, State.CLOSED),
+        (State.STARTING, State.ACTIVE),
+        (State.STARTING, State.STOPPING),
+        (State.ACTIVE, State.STOPPING),
+        (State.STOPPING, State.CLOSED),
+    }
+)
+"""Every move a lease can make, as (from, to).  The ledger's table of transitions holds exactly these."""
+
+
+class Kind(StrEnum):
+    """What is handed out."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+    MIG = "mig"
+    SHARE = "share"
+
+
+class Mode(StrEnum):
+    """What a device may be used for; ``any`` is whole or shares, whichever comes first."""
+
+    ANY = "any"
+    WHOLE = "whole"
+    SHARE = "share"
+    MIG = "mig"
+
+
+class Health(StrEnum):
+    """Whether a device may be handed out: only ``ok`` may."""
+
+    OK = "ok"
+    SICK = "sick"
+    LOST = "lost"
+
+
+class Presence(StrEnum):
+    """What a backend says of a session.  UNKNOWN is neither: it frees nothing and ends nothing."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+
+
+class Decision(StrEnum):
+    """What a verdict says of a lease."""
+
+    KEEP = "keep"
+    WARN = "warn"
+    RECLAIM = "reclaim"
+
+
+class When(StrEnum):
+    """When an idle slice is taken back: always, or only while somebody waits."""
+
+    ALWAYS = "always"
+    WANTED = "wanted"
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A MIG instance: ``cells`` memory slices of its GPU from cell ``first`` on."""
+
+    id: str
+    profile: str
+    first: int
+    cells: int
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A physical GPU as the inventory sees it."""
+
+    id: str
+    node: str
+    index: int
+    model: str
+    memory_mib: int
+    compute_capability: str = ""
+    mode: Mode = Mode.ANY
+    cells: int = CELLS_PER_GPU
+    health: Health = Health.OK
+    health_reason: str = ""
+    drained: bool = False
+    simulated: bool = False
+    instances: tuple[Instance, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether something of it may be granted now."""
+        return self.health is Health.OK and not self.drained
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The slice a profile asks for.
+
+    ``memory_mib`` or ``fraction`` (text such as ``"1/3"``) and ``compute`` (percent of the GPU that is
+    guaranteed) describe a share; ``count`` whole GPUs; ``mig`` the profile name of an instance.
+    ``model`` is a shell pattern, matched without regard to case.
+    """
+
+    kind: Kind = Kind.CPU
+    count: int = 1
+    memory_mib: int = 0
+    fraction: str = ""
+    compute: int = 0
+    mig: str = ""
+    model: str = "*"
+
+    def memory_on(self, device: Device) -> int:
+        """The wished memory in MiB on this device; 0 when the wish names none."""
+        if self.fraction:
+            return int(device.memory_mib * Fraction(self.fraction))
+        return self.memory_mib
+
+    def describe(self) -> str:
+        """The wish in words, for messages: ``2 × A100*``, ``1/3 of a GPU``."""
+        on = "GPU" if self.model == "*" else self.model
+        match self.kind:
+            case Kind.CPU:
+                return "no GPU"
+            case Kind.GPU:
+                return f"{self.count} × {on}"
+            case Kind.MIG:
+                return f"a {self.mig} MIG instance of a {on}"
+            case Kind.SHARE:
+                parts = [self.fraction or (f"{self.memory_mib} MiB" if self.memory_mib else "")]
+                parts += [f"{self.compute} % of the compute"] if self.compute else []
+                return f"{' and '.join(p for p in parts if p)} of a {on}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What a lease holds on one device: these cells, this memory limit, this guaranteed compute."""
+
+    device: str
+    kind: Kind
+    cells: tuple[int, ...]
+    of: int
+    """Cells that the device has in all."""
+    memory_mib: int
+    compute: int
+    instance: str = ""
+
+    @property
+    def gpus(self) -> float:
+        """GPU-equivalents held: cells held / cells of the GPU."""
+        return len(self.cells) / self.of
+
+    @property
+    def visible(self) -> str:
+        """The UUID a session sees: of the MIG instance, or of the GPU."""
+        return self.instance or self.device
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The rules that a lease carries with it, in seconds (``threshold`` in percent).
+
+    ``window`` 0 switches idle reclaim off for the lease; ``max_age`` 0 means no end by age.
+    """
+
+    window: float = 1800
+    warn: float = 600
+    extend: float = 1800
+    extend_max: float = 14400
+    min_age: float = 600
+    threshold: float = 5
+    when: When = When.ALWAYS
+    max_age: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who asks.  ``hub_id`` with ``created`` tells two users apart who had the same hub id in turn."""
+
+    name: str
+    hub_id: int
+    created: float
+
+    def mark(self) -> str:
+        """Id and time of creation as a session's marker carries them."""
+        return f"{self.hub_id}:{self.created!r}"
+
+    @classmethod
+    def from_mark(cls, name: str, mark: str) -> Owner:
+        """The inverse of :meth:`mark`.  Raises ValueError for a text that is no mark."""
+        hub_id, _, created = mark.partition(":")
+        return cls(name, int(hub_id), float(created))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A person's wish for a profile, resolved and authorised."""
+
+    owner: Owner
+    server: str
+    profile: str
+    wish: Wish
+    terms: Terms
+    groups: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The choice in its canonical form; "last choice" of the form comes from here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The record of truth: who holds which slices, in which state, since when, under which terms."""
+
+    id: str
+    user: str
+    server: str
+    profile: str
+    state: State
+    version: int
+    epoch: int
+    session: str
+    """The session's name; decided at the grant, written before anything is launched under it."""
+    wish: Wish
+    terms: Terms
+    groups: tuple[str, ...]
+    options: Mapping[str, Any]
+    slices: tuple[Slice, ...]
+    gpus: float
+    """GPU-equivalents held, or wished for while queued where that is certain, else 0."""
+    group: str
+    """The group whose limit the grant was counted against; empty when no group has one."""
+    url: str
+    runtime: Mapping[str, Any]
+    """What the backend needs to find the session again (pid, port, …).  Never a secret."""
+    requested_at: float
+    granted_at: float | None = None
+    active_at: float | None = None
+    closed_at: float | None = None
+    idle_seconds: float = 0
+    grace_seconds: float = 0
+    """Left of an extension: until it has run out the lease is kept."""
+    extended_seconds: float = 0
+    warned_at: float | None = None
+    warned_for: str = ""
+    """Which rule the warning stands for: ``idle`` or ``max_age``."""
+    deadline_seconds: float | None = None
+    """Left until the reclaim that the person was warned of; None without a warning."""
+    verdict: Decision | None = None
+    verdict_reason: str = ""
+    verdict_at: float | None = None
+    utilization: float | None = None
+    memory_used_mib: int | None = None
+    sampled_at: float | None = None
+    absent_since: float | None = None
+    doubt: str = ""
+    doubt_since: float | None = None
+    left_at: float | None = None
+    """Since when no hub process has waited for it or launched it; None: one does."""
+    reason: str = ""
+    """Why it waits, is stopping or was closed."""
+    stopped_by: str = ""
+
+    @property
+    def extendable_seconds(self) -> float:
+        """How much more the owner may extend in all."""
+        return max(0.0, self.terms.extend_max - self.extended_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at the slices of a lease.  Every field may be unknown by itself."""
+
+    utilization: float | None = None
+    memory_mib: int | None = None
+    processes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """KEEP, WARN or RECLAIM, with the reason in words."""
+
+    decision: Decision
+    reason: str
+    deadline_seconds: float | None = None
+    warned_for: str = ""
+    """The rule behind a WARN or RECLAIM: ``idle`` or ``max_age``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process of a session.  ``server`` marks the notebook server itself, whose use never counts."""
+
+    pid: int
+    created: float
+    cpu_seconds: float
+    memory_mib: int
+    server: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session that a backend found: what its marker (environment or labels) says of it."""
+
+    name: str
+    lease: str
+    user: str
+    server: str
+    profile: str
+    cells: Mapping[str, tuple[int, ...]]
+    """Device → cells that its marker names."""
+    owner: str = ""
+    """The hub's id of the person and when it was given out, as :meth:`Owner.mark` writes them."""
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+    url: str = ""
+    processes: tuple[Process, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A cap of a user, a group or the pool; ``None`` means no cap, 0 means nothing at all."""
+
+    sessions: int | None = None
+    gpus: float | None = None
+    queued: int | None = None
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A dataclass of this module as a JSON-ready dictionary (enums are strings already)."""
+    return asdict(value)
+
+
+def ranges(cells: Iterable[int]) -> str:
+    """Cell numbers as text: ``0-29,40``."""
+    runs: list[list[int]] = []
+    for cell in sorted(cells):
+        if runs and cell == runs[-1][1] + 1:
+            runs[-1][1] = cell
+        else:
+            runs.append([cell, cell])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def cell_numbers(text: str) -> tuple[int, ...]:
+    """The inverse of :func:`ranges`.  Raises ValueError for a text that is no list of cells."""
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found.extend(range(int(first), int(last or first) + 1))
+    return tuple(found)
+
+
+def session_name(pool: str, lease: str, epoch: int) -> str:
+    """The name under which a backend knows the session of a lease: pool, lease and epoch."""
+    return f"{pool}-{lease}-{epoch}"
