@@ -370,15 +370,20 @@ def plain(value: Any) -> dict[str, Any]:
     return asdict(value)
 
 
+def runs(cells: Iterable[int]) -> list[tuple[int, int]]:
+    """Cell numbers as runs of neighbours: (first, last) of each."""
+    found: list[tuple[int, int]] = []
+    for cell in sorted(cells):
+        if found and cell == found[-1][1] + 1:
+            found[-1] = (found[-1][0], cell)
+        else:
+            found.append((cell, cell))
+    return found
+
+
 def ranges(cells: Iterable[int]) -> str:
     """Cell numbers as text: ``0-29,40``."""
-    runs: list[list[int]] = []
-    for cell in sorted(cells):
-        if runs and cell == runs[-1][1] + 1:
-            runs[-1][1] = cell
-        else:
-            runs.append([cell, cell])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs(cells))
 
 
 def cell_numbers(text: str) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 
 from .errors import Rejected
 from .model import Device, Instance, Kind, Mode, Wish
@@ -64,7 +65,7 @@ class Holding:
 class _Option:
     """A device, or a MIG instance of one, that serves the wish when enough of it is free."""
 
-    id: str
+    id: str  # of the device: looked up for every candidate of every choice
     device: Device
     cells: int
     gpus: float
@@ -89,8 +90,8 @@ _SERVES = {
     Kind.MIG: (Mode.MIG,),
     Kind.CPU: (),
 }
-_PLANS_KEPT = 64
 _plans: dict[tuple[int, Wish], _Plan] = {}
+_PLANS_KEPT = 64
 
 
 @lru_cache(maxsize=256)
@@ -106,15 +107,15 @@ def _matches(pattern: str, model: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _share_cells(wish: Wish, memory_mib: int, cells: int) -> int:
-    found = 1
+    by_memory = 0
     if wish.fraction:
         part = Fraction(wish.fraction)
-        found = max(found, _nearest(part.numerator * cells, part.denominator))
-    elif wish.memory_mib and memory_mib <= 0:
-        return cells + 1  # a GPU whose memory is unknown promises none
+        by_memory = _nearest(part.numerator * cells, part.denominator)
+    elif wish.memory_mib and memory_mib > 0:
+        by_memory = _nearest(wish.memory_mib * cells, memory_mib)
     elif wish.memory_mib:
-        found = max(found, _nearest(wish.memory_mib * cells, memory_mib))
-    return max(found, _nearest(wish.compute * cells, 100))
+        by_memory = cells + 1  # a GPU whose memory is unknown promises none
+    return max(1, by_memory, _nearest(wish.compute * cells, 100))
 
 
 def _nearest(above: int, below: int) -> int:
@@ -192,7 +193,7 @@ def _plan(wish: Wish, devices: Sequence[Device]) -> _Plan:
 
 
 def cost(wish: Wish, devices: Sequence[Device]) -> float:
-    """Say how many GPU-equivalents the wish costs at least on the devices that could ever serve it, else 0."""
+    """Say what the wish costs at least, in GPU-equivalents, where it could ever be served; else 0."""
     return 0.0 if wish.kind is Kind.CPU else _plan(wish, devices).cost
 
 
@@ -217,7 +218,7 @@ def choose(
         case Kind.GPU if wish.count > 1:
             found = _choose_together(free, wish.count) if wish.count <= room + _TOLERANCE else ()
         case _:
-            found = tuple(option for option in (next(free, None),) if option)
+            found = tuple(islice(free, 1))
     return tuple(_placed(wish, option) for option in found) or None
 
 
@@ -259,17 +260,13 @@ def _choose_together(free: Iterator[_Option], count: int) -> tuple[_Option, ...]
             group = groups.setdefault(key, [])
             if len(group) < count:
                 group.append(option)
-    full = [(key, group) for key, group in groups.items() if len(group) == count]
-    if not full:
-        return ()
-
-    def worth(item: tuple[tuple[str, str], list[_Option]]) -> tuple[bool, int, int, str, int]:
-        (node, model), group = item
-        broken = sum(option.device.mode is Mode.ANY for option in group)
-        memory = sum(option.device.memory_mib for option in group)
-        return not model, broken, memory, node, group[0].device.index
-
-    return tuple(min(full, key=worth)[1])
+    worth = []
+    for n, ((node, model), group) in enumerate(groups.items()):
+        if len(group) == count:
+            broken = sum(option.device.mode is Mode.ANY for option in group)
+            memory = sum(option.device.memory_mib for option in group)
+            worth.append((not model, broken, memory, node, n, group))
+    return tuple(min(worth)[5]) if worth else ()
 
 
 def _placed(wish: Wish, option: _Option) -> Placed:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 
 from .. import fairness, placement
 from ..model import Device, Kind, Limit, Slice, State, session_name
@@ -55,31 +55,58 @@ class Grants:
         """Grant whatever can be granted now, in order; returns the leases that were."""
         if not tx.settled:
             return []
-        waiting = tx.run(_waiting(tx.now - self.policy.beat_age)).all()
+        waiting = tx.run(_waiting, {"since": tx.now - self.policy.beat_age}).all()
         if not waiting:
             return []
         room = math.inf
         if self.policy.launches:
-            under_way = tx.run(
-                select(func.count()).where(t.leases.c.held == 1, t.leases.c.state == State.STARTING.value)
-            ).scalar_one()
-            room = self.policy.launches - under_way
+            room = self.policy.launches - int(tx.run(_launching).scalar_one())
         if room <= 0:
             return []
         return _Round(tx, self).run(waiting, room)
 
 
-def _waiting(beat_since: float) -> Any:
-    return (
-        select(t.leases)
-        .join(t.hubs, t.hubs.c.name == t.leases.c.hub)
-        .where(
-            t.leases.c.state == State.QUEUED.value,
-            t.leases.c.left_at.is_(None),
-            t.hubs.c.beat_at >= beat_since,
-        )
-        .order_by(t.leases.c.ticket)
+_waiting = (
+    select(t.leases)
+    .join(t.hubs, t.hubs.c.name == t.leases.c.hub)
+    .where(
+        t.leases.c.state == State.QUEUED.value,
+        t.leases.c.left_at.is_(None),
+        t.hubs.c.beat_at >= bindparam("since"),
     )
+    .order_by(t.leases.c.ticket)
+)
+_launching = (
+    select(func.count())
+    .select_from(t.leases)
+    .where(t.leases.c.held == 1, t.leases.c.state == State.STARTING.value)
+)
+_used = select(t.devices.c.id, t.devices.c.used).where(t.devices.c.used > 0)
+_taken = (
+    select(t.slices.c.instance)
+    .join(t.leases, t.leases.c.id == t.slices.c.lease)
+    .where(t.leases.c.held == 1, t.slices.c.kind == Kind.MIG.value)
+)
+_lowest_free = (
+    select(t.cell_numbers.c.n)
+    .where(
+        t.cell_numbers.c.n < bindparam("cells"),
+        t.cell_numbers.c.n.not_in(select(t.claims.c.cell).where(t.claims.c.device == bindparam("device"))),
+    )
+    .order_by(t.cell_numbers.c.n)
+    .limit(bindparam("count"))
+)
+_usage = select(func.count(), func.coalesce(func.sum(t.leases.c.gpus), 0.0)).where(t.leases.c.held == 1)
+_usage_of = {
+    "pool": _usage,
+    "owner": _usage.where(t.leases.c.owner == bindparam("name")),
+    "group": _usage.where(t.leases.c.group == bindparam("name")),
+}
+_all_holders = (
+    select(t.slices, t.leases.c.state, t.leases.c.ends_at)
+    .join(t.leases, t.leases.c.id == t.slices.c.lease)
+    .where(t.leases.c.held == 1)
+)
 
 
 class _Round:
@@ -95,13 +122,9 @@ class _Round:
         self.epoch = tx.epoch
 
     def _occupancy(self) -> placement.Occupancy:
-        used = self.tx.run(select(t.devices.c.id, t.devices.c.used).where(t.devices.c.used > 0)).all()
-        taken = self.tx.run(
-            select(t.slices.c.instance)
-            .join(t.leases, t.leases.c.id == t.slices.c.lease)
-            .where(t.leases.c.held == 1, t.slices.c.kind == Kind.MIG.value)
-        )
-        return placement.Occupancy(used={row.id: row.used for row in used}, instances=set(taken.scalars()))
+        used = {row.id: row.used for row in self.tx.run(_used)}
+        mig = any(device.instances and device.id in used for device in self.devices)
+        return placement.Occupancy(used, set(self.tx.run(_taken).scalars()) if mig else set())
 
     def run(self, waiting: Sequence[Any], room: float) -> list[str]:
         granted: list[str] = []
@@ -180,14 +203,8 @@ class _Round:
         if item.first is not None:
             numbers = tuple(range(item.first, item.first + item.cells))
         else:
-            taken = select(t.claims.c.cell).where(t.claims.c.device == item.device.id)
-            lowest = (
-                select(t.cell_numbers.c.n)
-                .where(t.cell_numbers.c.n < item.device.cells, t.cell_numbers.c.n.not_in(taken))
-                .order_by(t.cell_numbers.c.n)
-                .limit(item.cells)
-            )
-            numbers = tuple(self.tx.run(lowest).scalars())
+            free = {"device": item.device.id, "cells": item.device.cells, "count": item.cells}
+            numbers = tuple(self.tx.run(_lowest_free, free).scalars())
         return Slice(
             device=item.device.id,
             kind=item.kind,
@@ -200,13 +217,8 @@ class _Round:
 
     def _holders(self) -> Mapping[str, Sequence[placement.Holding]]:
         """Who holds what until when, as far as the leases say."""
-        query = (
-            select(t.slices, t.leases.c.state, t.leases.c.ends_at)
-            .join(t.leases, t.leases.c.id == t.slices.c.lease)
-            .where(t.leases.c.held == 1)
-        )
         found: dict[str, list[placement.Holding]] = defaultdict(list)
-        for row in self.tx.run(query):
+        for row in self.tx.run(_all_holders):
             ends = 0.0 if row.state == State.STOPPING else math.inf if row.ends_at is None else row.ends_at
             found[row.device].append(placement.Holding(cells=row.size, ends_at=ends, instance=row.instance))
         return found
@@ -233,11 +245,7 @@ class _UsageReader:
     def _read(self, key: str) -> tuple[int, float]:
         if key not in self._held:
             kind, _, name = key.partition(":")
-            column = {"owner": t.leases.c.owner, "group": t.leases.c.group}.get(kind)
-            query = select(func.count(), func.coalesce(func.sum(t.leases.c.gpus), 0.0)).where(
-                t.leases.c.held == 1
-            )
-            count, gpus = self._tx.run(query if column is None else query.where(column == name)).one()
+            count, gpus = self._tx.run(_usage_of[kind], {"name": name}).one()
             self._held[key] = (int(count), float(gpus))
         return self._held[key]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from ..model import (
     Decision,
@@ -70,29 +70,42 @@ def device_values(found: Device) -> dict[str, Any]:
     }
 
 
-def slices_of(conn: Connection, leases: Iterable[str]) -> Mapping[str, tuple[Slice, ...]]:
+_of_one = select(t.slices).where(t.slices.c.lease == bindparam("key")).order_by(t.slices.c.ordinal)
+_of_held = (
+    select(t.slices)
+    .join(t.leases, t.leases.c.id == t.slices.c.lease)
+    .where(t.leases.c.held == 1)
+    .order_by(t.slices.c.lease, t.slices.c.ordinal)
+)
+
+
+def slices_of(conn: Connection, leases: Collection[str]) -> Mapping[str, tuple[Slice, ...]]:
     """The slices of these leases, in order."""
-    wanted = list(leases)
-    query = select(t.slices).order_by(t.slices.c.lease, t.slices.c.ordinal)
-    if len(wanted) <= 500:
-        query = query.where(t.slices.c.lease.in_(wanted))
-    else:  # a list of parameters has its limits; all open leases are then the question anyway
-        query = query.join(t.leases, t.leases.c.id == t.slices.c.lease).where(t.leases.c.held == 1)
     found: dict[str, list[Slice]] = defaultdict(list)
-    if wanted:
-        for row in conn.execute(query):
-            found[row.lease].append(
-                Slice(
-                    device=row.device,
-                    kind=Kind(row.kind),
-                    cells=cell_numbers(row.cells),
-                    of=row.of,
-                    memory_mib=row.memory_mib,
-                    compute=row.compute,
-                    instance=row.instance,
-                )
+    for row in _slice_rows(conn, leases):
+        found[row.lease].append(
+            Slice(
+                device=row.device,
+                kind=Kind(row.kind),
+                cells=cell_numbers(row.cells),
+                of=row.of,
+                memory_mib=row.memory_mib,
+                compute=row.compute,
+                instance=row.instance,
             )
+        )
     return {lease: tuple(items) for lease, items in found.items()}
+
+
+def _slice_rows(conn: Connection, leases: Collection[str]) -> Iterable[Any]:
+    if not leases:
+        return []
+    if len(leases) == 1:
+        return conn.execute(_of_one, {"key": next(iter(leases))})
+    if len(leases) > 500:  # a list of parameters has its limits; all held leases are then the question anyway
+        return conn.execute(_of_held)
+    order = (t.slices.c.lease, t.slices.c.ordinal)
+    return conn.execute(select(t.slices).where(t.slices.c.lease.in_(leases)).order_by(*order))
 
 
 def terms(text: str) -> Terms:

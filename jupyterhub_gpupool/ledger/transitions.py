@@ -5,18 +5,48 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import delete, func, insert, literal, select, update
+from sqlalchemy import Integer, String, bindparam, delete, func, insert, literal, select, update
 
 from ..errors import LeaseConflict
-from ..model import NEW, Kind, Lease, Owner, Request, Session, Slice, State, plain, ranges, session_name
+from ..model import NEW, Kind, Lease, Owner, Request, Session, Slice, State, plain, ranges, runs, session_name
 from . import rows
 from . import schema as t
 from .store import Transaction
 
 
+# Built once: building a statement costs more than SQLite takes to run it.
+_lease_by_id = select(t.leases).where(t.leases.c.id == bindparam("key"))
+_open_lease = select(t.leases).where(
+    t.leases.c.owner == bindparam("owner"), t.leases.c.server == bindparam("server"), t.leases.c.open_key == 1
+)
+_owner = select(t.owners).where(
+    t.owners.c.hub_id == bindparam("hub_id"), t.owners.c.created == bindparam("created")
+)
+_set_lease = update(t.leases).where(t.leases.c.id == bindparam("key")).values(version=t.leases.c.version + 1)
+_insert_event = insert(t.events)
+_insert_lease = insert(t.leases)
+_insert_slice = insert(t.slices)
+_held = (
+    select(t.claims.c.device, func.count()).where(t.claims.c.lease == bindparam("key")).group_by(t.claims.c.device)
+)
+_free = delete(t.claims).where(t.claims.c.lease == bindparam("key"))
+_use = update(t.devices).where(t.devices.c.id == bindparam("key")).values(used=t.devices.c.used + bindparam("more"))
+_claimed = select(t.claims.c.device, t.claims.c.cell).where(t.claims.c.lease == bindparam("key"))
+_claim_range = insert(t.claims).from_select(
+    ["device", "cell", "lease", "ordinal", "held"],
+    select(
+        bindparam("on_device", type_=String),
+        t.cell_numbers.c.n,
+        bindparam("for_lease", type_=String),
+        bindparam("as_ordinal", type_=Integer),
+        literal(1),
+    ).where(t.cell_numbers.c.n.between(bindparam("first"), bindparam("last"))),
+)
+
+
 def row_of(tx: Transaction, lease: str) -> Any:
     """The row of a lease.  Raises LeaseConflict when there is none."""
-    row = tx.run(select(t.leases).where(t.leases.c.id == lease)).one_or_none()
+    row = tx.run(_lease_by_id, {"key": lease}).one_or_none()
     if row is None:
         raise LeaseConflict(f"There is no lease {lease!r}.")
     return row
@@ -29,12 +59,12 @@ def reread(tx: Transaction, lease: str) -> Lease:
 
 def note(tx: Transaction, actor: str, action: str, reason: str, **columns: Any) -> None:
     """Append an event that is not a move."""
-    tx.run(insert(t.events).values(at=tx.now, actor=actor, action=action, reason=reason, **columns))
+    tx.run(_insert_event, {"at": tx.now, "actor": actor, "action": action, "reason": reason, **columns})
 
 
 def set_columns(tx: Transaction, lease: str, **columns: Any) -> None:
     """Change a lease without moving it."""
-    tx.run(update(t.leases).where(t.leases.c.id == lease).values(version=t.leases.c.version + 1, **columns))
+    tx.run(_set_lease, {"key": lease, **columns})
 
 
 def move(
@@ -52,19 +82,17 @@ def move(
         reason=reason,
         **columns,
     )
-    tx.run(
-        insert(t.events).values(
-            at=tx.now,
-            actor=actor,
-            action=action,
-            lease=row.id,
-            user=row.user,
-            step=row.step + 1,
-            prev_step=row.step,
-            from_state=row.state,
-            to_state=to.value,
-            reason=reason,
-        )
+    note(
+        tx,
+        actor,
+        action,
+        reason,
+        lease=row.id,
+        user=row.user,
+        step=row.step + 1,
+        prev_step=row.step,
+        from_state=row.state,
+        to_state=to.value,
     )
 
 
@@ -79,9 +107,7 @@ def expect(row: Any, *states: State, version: int | None = None) -> None:
 
 def owner_key(tx: Transaction, owner: Owner) -> str:
     """The ledger's own key of a person; a new one when a deleted user's hub id is given out again."""
-    row = tx.run(
-        select(t.owners).where(t.owners.c.hub_id == owner.hub_id, t.owners.c.created == owner.created)
-    ).one_or_none()
+    row = tx.run(_owner, {"hub_id": owner.hub_id, "created": owner.created}).one_or_none()
     if row is not None and row.name == owner.name:
         return str(row.id)
     tx.run(update(t.owners).where(t.owners.c.name == owner.name).values(name=None))
@@ -97,11 +123,7 @@ def owner_key(tx: Transaction, owner: Owner) -> str:
 
 def open_row(tx: Transaction, owner: str, server: str) -> Any:
     """The open lease of this owner and server, or None."""
-    return tx.run(
-        select(t.leases).where(
-            t.leases.c.owner == owner, t.leases.c.server == server, t.leases.c.open_key == 1
-        )
-    ).one_or_none()
+    return tx.run(_open_lease, {"owner": owner, "server": server}).one_or_none()
 
 
 def request_columns(request: Request) -> dict[str, Any]:
@@ -146,71 +168,51 @@ def new_lease(tx: Transaction, owner: str, request: Request, state: State, **col
         "reason": "",
         "stopped_by": "",
     }
-    tx.run(insert(t.leases).values(values | request_columns(request) | columns))
-    tx.run(
-        insert(t.events).values(
-            at=tx.now,
-            actor=actor,
-            action=action,
-            lease=key,
-            user=request.owner.name,
-            step=1,
-            from_state=NEW,
-            to_state=state.value,
-            reason=reason,
-        )
+    tx.run(_insert_lease, values | request_columns(request) | columns)
+    note(
+        tx,
+        actor,
+        action,
+        reason,
+        lease=key,
+        user=request.owner.name,
+        step=1,
+        from_state=NEW,
+        to_state=state.value,
     )
     return key
 
 
 def free(tx: Transaction, lease: str) -> None:
     """Take the claims of a lease away."""
-    held = tx.run(
-        select(t.claims.c.device, func.count()).where(t.claims.c.lease == lease).group_by(t.claims.c.device)
-    ).all()
-    tx.run(delete(t.claims).where(t.claims.c.lease == lease))
+    held = tx.run(_held, {"key": lease}).all()
+    tx.run(_free, {"key": lease})
     for device, size in held:
-        tx.run(update(t.devices).where(t.devices.c.id == device).values(used=t.devices.c.used - size))
+        tx.run(_use, {"key": device, "more": -size})
 
 
 def claim(tx: Transaction, lease: str, items: tuple[Slice, ...]) -> None:
     """Write slices with named cells and claim them; the primary key refuses what another lease holds."""
     for ordinal, item in enumerate(items):
         tx.run(
-            insert(t.slices).values(
-                lease=lease,
-                ordinal=ordinal,
-                device=item.device,
-                kind=item.kind.value,
-                cells=ranges(item.cells),
-                size=len(item.cells),
-                of=item.of,
-                memory_mib=item.memory_mib,
-                compute=item.compute,
-                instance=item.instance,
-            )
+            _insert_slice,
+            {
+                "lease": lease,
+                "ordinal": ordinal,
+                "device": item.device,
+                "kind": item.kind.value,
+                "cells": ranges(item.cells),
+                "size": len(item.cells),
+                "of": item.of,
+                "memory_mib": item.memory_mib,
+                "compute": item.compute,
+                "instance": item.instance,
+            },
         )
-        tx.run(
-            insert(t.claims).from_select(
-                ["device", "cell", "lease", "ordinal", "held"],
-                select(
-                    literal(item.device), t.cell_numbers.c.n, literal(lease), literal(ordinal), literal(1)
-                ).where(_among(item.cells)),
-            )
-        )
-        tx.run(
-            update(t.devices)
-            .where(t.devices.c.id == item.device)
-            .values(used=t.devices.c.used + len(item.cells))
-        )
-
-
-def _among(cells: tuple[int, ...]) -> Any:
-    """Whether a cell number is one of these; one comparison where they are in a row, as they mostly are."""
-    first, last = min(cells), max(cells)
-    if last - first + 1 == len(cells):
-        return t.cell_numbers.c.n.between(first, last)
-    return t.cell_numbers.c.n.in_(cells)
+        where = {"on_device": item.device, "for_lease": lease, "as_ordinal": ordinal}
+        for first, last in runs(item.cells):
+            tx.run(_claim_range, {**where, "first": first, "last": last})
+        tx.run(_use, {"key": item.device, "more": len(item.cells)})
 
 
 def adopt(tx: Transaction, found: Session, request: Request, pool: str) -> str | None:
@@ -286,7 +288,7 @@ def check(tx: Transaction, lease: str) -> None:
     }
     held = {
         (claim.device, claim.cell)
-        for claim in tx.run(select(t.claims.c.device, t.claims.c.cell).where(t.claims.c.lease == lease))
+        for claim in tx.run(_claimed, {"key": lease})
     }
     wanted = written if row.held else set()
     if held != wanted:
