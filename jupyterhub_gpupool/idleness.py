@@ -147,9 +147,9 @@ def _judge_idle(facts: Facts, age: float) -> Verdict:
     if spared:
         return _keep(spared)
     if facts.busy is None:
-        if warned:
+        if warned and left is not None:
             reason = "GPU activity is unknown; the warning stands and does not run out"
-            return Verdict(Decision.WARN, reason, left, warned_for=IDLE)
+            return Verdict(Decision.WARN, reason, max(0.0, left), warned_for=IDLE)
         return _keep("GPU activity is unknown")
     if not facts.idle_seconds >= terms.window:
         return _keep(f"no GPU activity for {facts.idle_seconds:.0f} s of {terms.window:g} s")

@@ -178,8 +178,8 @@ def _plan(wish: Wish, devices: Sequence[Device]) -> _Plan:
     """Work out the plan, or take the remembered one: only a tuple is sure not to have changed."""
     key = (id(devices), wish)
     known = _plans.get(key)
-    if known is not None and known.devices is devices:
-        return known
+    if known is not None:
+        return known  # it holds on to its devices, so nothing else can have their id
     ever = tuple(sorted(_options(wish, devices), key=_preference))
     possible = wish.count >= 1 and _on_enough_nodes(wish, ever)
     ever = ever if possible else ()
@@ -253,10 +253,10 @@ def _choose_share(free: Iterator[_Option], used: Mapping[str, int]) -> tuple[_Op
 
 def _choose_together(free: Iterator[_Option], count: int) -> tuple[_Option, ...]:
     """Several GPUs of one node: of one model where possible, then as a single one is preferred."""
-    groups: dict[tuple[str, str], list[_Option]] = {}
+    groups: dict[tuple[str, str | None], list[_Option]] = {}
     for option in free:
         node = option.device.node
-        for key in ((node, option.device.model), (node, "")):
+        for key in ((node, option.device.model), (node, None)):
             group = groups.setdefault(key, [])
             if len(group) < count:
                 group.append(option)
@@ -265,7 +265,7 @@ def _choose_together(free: Iterator[_Option], count: int) -> tuple[_Option, ...]
         if len(group) == count:
             broken = sum(option.device.mode is Mode.ANY for option in group)
             memory = sum(option.device.memory_mib for option in group)
-            worth.append((not model, broken, memory, node, n, group))
+            worth.append((model is None, broken, memory, node, n, group))
     return tuple(min(worth)[5]) if worth else ()
 
 

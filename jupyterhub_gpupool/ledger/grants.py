@@ -148,19 +148,18 @@ class _Round:
         if not admitted.allowed:
             self._say(row, admitted.why)
             return False
-        placed = placement.choose(wish, self.devices, self.occupancy, self.reserved or placement.Reserved())
+        reserved = self.reserved or placement.Reserved()
+        placed = placement.choose(wish, self.devices, self.occupancy, reserved, room=admitted.room)
         if placed is None:
+            if placement.choose(wish, self.devices, self.occupancy, reserved) is not None:
+                self._say(row, "what is free would take more than your limit has left")
+                return False
             self.hopeless.add(key)
             if self.reserved is None:
                 self.reserved = placement.reserve(wish, self.devices, self.occupancy, self._holders())
             self._say(row, "")
             return False
         size = sum(item.cells / item.device.cells for item in placed)
-        if size > least:
-            admitted = self._admit(row, groups, size)
-            if not admitted.allowed:
-                self._say(row, admitted.why)
-                return False
         self._grant(row, placed, size, admitted.group)
         return True
 
