@@ -19,12 +19,12 @@ from . import observations, rows, transitions, views
 from . import schema as t
 from .grants import Grants, Policy, queue_usage
 from .observations import Observation
-from .store import Store, Transaction
+from .store import Store, Transaction, file_of
 from .transitions import expect, move, note, row_of, set_columns
 from .verify import problems
 from .views import Event, Reading, Snapshot, Waiting
 
-__all__ = ["Event", "Ledger", "Observation", "Policy", "Reading", "Snapshot", "Waiting"]
+__all__ = ["Event", "Ledger", "Observation", "Policy", "Reading", "Snapshot", "Waiting", "file_of"]
 
 
 class Ledger:

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select, text, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 
 from ..errors import LeaseConflict, Unavailable
 from ..model import CELLS_PER_GPU, LEGAL
@@ -51,6 +51,19 @@ class Transaction:
     def run(self, statement: Any, parameters: Any = None) -> Any:
         """Execute one statement of this transaction."""
         return self.conn.execute(statement, parameters)
+
+
+def file_of(url: str) -> Path | None:
+    """The file of a ledger; None for a server.  Raises ValueError with a sentence for what is no such URL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ValueError(f"{url!r} is not an SQLAlchemy URL such as 'sqlite:////srv/gpupool.sqlite'.") from None
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    if not parsed.database:
+        raise ValueError("A ledger in memory is lost with its process; name a file: 'sqlite:////srv/gpupool.sqlite'.")
+    return Path(parsed.database)
 
 
 class Store:

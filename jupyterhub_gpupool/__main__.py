@@ -1,0 +1,41 @@
+"""The ``gpupool`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import __version__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one of the commands; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="gpupool", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"gpupool {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    service = commands.add_parser("service", help="run the hub service; the hub starts it by itself")
+    service.add_argument("config", help="the JSON file that configure() wrote")
+    commands.add_parser("generate-config", help="print every setting with its help, as a configuration file")
+    simulate = commands.add_parser("simulate", help="make a simulated GPU sick, lost or silent, or well again")
+    simulate.add_argument("device", help="its number or id")
+    simulate.add_argument("fault", choices=["sick", "lost", "silent", "well"])
+    simulate.add_argument("--faults-file", required=True, help="SimulatedDevices.faults_file of the hub")
+    chosen = parser.parse_args(argv)
+    if chosen.command == "service":
+        from .service.app import main as serve
+
+        serve(chosen.config)
+    elif chosen.command == "simulate":
+        from .devices.simulated import set_fault
+
+        set_fault(chosen.faults_file, chosen.device, None if chosen.fault == "well" else chosen.fault)
+    else:
+        from .configuration import SECTIONS
+
+        for owner in SECTIONS.values():
+            print(owner.class_config_section([owner]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What :func:`jupyterhub_gpupool.configure` does; all of it can also be written out by hand."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from traitlets import TraitError
+from traitlets.config import Config, Configurable
+
+from . import profiles
+from .devices.simulated import SimulatedDevices
+from .ledger import file_of
+from .pool import GPUPool
+from .service.app import GPUPoolService
+from .spawners.base import TEMPLATES
+from .spawners.local import GPUPoolLocalSpawner
+
+BACKENDS: dict[str, type[GPUPoolLocalSpawner]] = {"local": GPUPoolLocalSpawner}
+
+SCOPES = ["read:servers", "delete:servers"]
+"""``read:servers``: is a server known, and since when; ``delete:servers``: stop an idle one, cancel a start."""
+
+SECTIONS: dict[str, type[Configurable]] = {
+    "GPUPool": GPUPool,
+    "GPUPoolService": GPUPoolService,
+    "SimulatedDevices": SimulatedDevices,
+    "GPUPoolLocalSpawner": GPUPoolLocalSpawner,
+}
+
+
+def apply(c: Config, backend: str) -> None:
+    """Set spawner, service, role, time-outs and templates; stop the hub with one sentence where a key is wrong."""
+    if backend not in BACKENDS:
+        _stop(f"configure(backend={backend!r}): this version knows {', '.join(map(repr, sorted(BACKENDS)))}.")
+    spawner = BACKENDS[backend]
+    state = _state(c)
+    c.GPUPoolLocalSpawner.setdefault("homes", str(state / "homes"))
+    c.GPUPoolService.state_dir = str(state)
+    c.GPUPoolService.backend = backend
+    if "gpus" not in c.SimulatedDevices:
+        _stop(
+            "No GPUs are configured. This version drives simulated ones: set c.SimulatedDevices.gpus, for example "
+            '[{"model": "A100-SXM4-80GB", "memory": "80G", "count": 2}].'
+        )
+    pool = _check(c, spawner)
+    _hub(c, spawner)
+    _service(c, state)
+    for sentence in profiles.warnings(pool.offer):
+        print(f"gpupool: {sentence}", file=sys.stderr)
+
+
+def _state(c: Config) -> Path:
+    """The folder for what the pool keeps: where the ledger is, or the working directory."""
+    url = str(c.GPUPool.get("database_url") or "sqlite:///gpupool.sqlite")
+    try:
+        file = file_of(url)
+    except ValueError as problem:
+        _stop(f"c.GPUPool.database_url: {problem}")
+    if file is None:
+        return Path.cwd()
+    file = file.resolve()
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    c.GPUPool.database_url = f"sqlite:///{file}"  # the service has a working directory of its own
+    return file.parent
+
+
+def _hub(c: Config, spawner: type[GPUPoolLocalSpawner]) -> None:
+    c.JupyterHub.spawner_class = spawner
+    # People wait inside start(): the pool bounds its queue and its launches, these would refuse who waits.
+    c.JupyterHub.concurrent_spawn_limit = 0
+    c.JupyterHub.active_server_limit = 0
+    # Sessions outlive an orderly stop of the hub and are adopted at its next start.
+    c.JupyterHub.setdefault("cleanup_servers", False)
+    c.Spawner.setdefault("http_timeout", 60)
+    settings = dict(c.JupyterHub.get("tornado_settings", {}))
+    settings.setdefault("slow_spawn_timeout", 2)
+    c.JupyterHub.tornado_settings = settings
+    c.JupyterHub.template_paths = [*c.JupyterHub.get("template_paths", []), str(TEMPLATES)]
+
+
+def _service(c: Config, state: Path) -> None:
+    handed = {name: _plain(c[name]) for name in ("GPUPool", "GPUPoolService", "SimulatedDevices") if name in c}
+    path = state / "service.json"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump(handed, file)
+    c.JupyterHub.services = [
+        *c.JupyterHub.get("services", []),
+        {
+            "name": "gpupool",
+            "url": f"http://127.0.0.1:{c.GPUPoolService.get('port') or _port(state)}",
+            "command": [sys.executable, "-m", "jupyterhub_gpupool", "service", str(path)],
+            "environment": {"GPUPOOL_HUB_PID": str(os.getpid())},
+            "oauth_no_confirm": True,
+            "display": True,
+        },
+    ]
+    roles = list(c.JupyterHub.get("load_roles", []))
+    roles.append({"name": "gpupool", "services": ["gpupool"], "scopes": SCOPES})
+    access = "access:services!service=gpupool"
+    mine = next((role for role in roles if role["name"] == "user"), None)
+    if mine is None:
+        roles.append({"name": "user", "scopes": ["self", access]})
+    else:
+        mine["scopes"] = [*mine["scopes"], access]
+    c.JupyterHub.load_roles = roles
+
+
+def _plain(section: Config) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if not isinstance(value, Config)}
+
+
+def _port(state: Path) -> int:
+    """The service's port: chosen once and kept, so that open pages find it again."""
+    path = state / "service-port"
+    if path.exists():
+        return int(path.read_text())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    path.write_text(str(port))
+    return port
+
+
+def _check(c: Config, spawner: type[GPUPoolLocalSpawner]) -> GPUPool:
+    """Check every key of the pool's sections, and every value, before anything starts."""
+    for section, owner in SECTIONS.items():
+        known = owner.class_trait_names(config=True)
+        for key in c.get(section, {}):
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                own = sorted(owner.class_own_traits(config=True))
+                _stop(f"c.{section}.{key} is not a setting.{hint} Allowed: {', '.join(own)}.")
+    try:
+        pool = GPUPool(config=c)
+        SimulatedDevices(config=c)
+        GPUPoolService(config=Config({"GPUPoolService": c.GPUPoolService}))
+    except (TraitError, ValueError) as problem:
+        _stop(str(problem))
+    known = set(spawner.class_trait_names(config=True))
+    for profile in pool.offer.values():
+        for key in sorted(_overridden(profile) - known):
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            _stop(
+                f"Profile {profile.slug!r}: spawner_override names {key!r}, which {spawner.__name__} does not have."
+                f"{hint}"
+            )
+    return pool
+
+
+def _overridden(profile: profiles.Profile) -> set[str]:
+    """The spawner's settings that a profile or one of its choices sets."""
+    layers = [profile.layer]
+    for option in profile.options.values():
+        layers += [choice.layer for choice in option.choices.values()]
+        layers += [option.unlisted.entry] if option.unlisted else []
+    return {name for layer in layers for name in layer.get("spawner_override") or {}}
+
+
+def _stop(sentence: str) -> NoReturn:
+    raise SystemExit(f"gpupool: {sentence}")

@@ -1,0 +1,321 @@
+"""The pool as the hub uses it: configuration, and the ledger's verbs as coroutines.
+
+The only thread boundary of the hub process: every call of the ledger runs on one worker thread, so the
+event loop is never held by a database, and calls of one process keep their order even when the coroutine
+that asked was cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from traitlets import Dict, Float, Integer, List, TraitError, Unicode, default, validate
+from traitlets.config import LoggingConfigurable
+
+from . import fairness, placement, profiles
+from .errors import GPUPoolError, Unavailable
+from .ledger import Ledger, Policy, Snapshot, Waiting
+from .model import Lease, Limit, Request, State
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BEAT_INTERVAL = 4.0
+"""Seconds between two signs of life of a hub for which somebody waits."""
+
+
+class GPUPool(LoggingConfigurable):
+    """Configuration of the pool, shared by the hub and the service."""
+
+    name = Unicode(
+        "gpupool",
+        help="""Name of the pool: letters, digits, dots and dashes. It is the first part of every session's name
+        and tells the sessions of two pools on one machine apart. Example: ``"lab-a"``.""",
+    ).tag(config=True)
+
+    hub_name = Unicode(
+        "hub",
+        help="""Name of this hub in the ledger. Give each hub its own when several share one ledger.""",
+    ).tag(config=True)
+
+    database_url = Unicode(
+        "sqlite:///gpupool.sqlite",
+        help="""Where the ledger is, as an SQLAlchemy URL. A SQLite file must lie on a local disk (not NFS); it is
+        made with mode 0600. Example: ``"sqlite:////srv/jupyterhub/gpupool.sqlite"``.""",
+    ).tag(config=True)
+
+    profiles = List(
+        Dict(),
+        help="""What people may choose, in KubeSpawner's ``profile_list`` format with the pool's own keys. The README
+        has the table of all keys. Example: ``[{"display_name": "Half an A100", "gpu": {"memory": "1/2"}}]``.""",
+    ).tag(config=True)
+
+    limits = Dict(
+        help="""Caps by scope: ``"pool"``, ``"group:NAME"``, ``"user:NAME"``, ``"user:*"`` (everybody without an own
+        entry, key by key). Keys: ``sessions`` (number), ``gpus`` (GPU-equivalents, may be a fraction), ``queued``
+        (requests that may wait). A missing key means no cap, 0 means nothing at all. A group's cap holds for its
+        members together. Example: ``{"user:*": {"sessions": 2, "gpus": 1}, "group:students": {"gpus": 1.5}}``.""",
+    ).tag(config=True)
+
+    max_launches = Integer(
+        10,
+        min=0,
+        help="""Launches that may be under way at once; further grants wait for one to finish. 0: no bound.""",
+    ).tag(config=True)
+
+    max_wait = Float(
+        8 * 3600,
+        help="""Seconds that a request may wait in the queue before it is given up with a message. Must be positive.
+        Example: ``3600``.""",
+    ).tag(config=True)
+
+    queue_keep = Float(
+        600,
+        min=0,
+        help="""Seconds for which a request keeps its place while its hub is away. 0: places are lost at once.""",
+    ).tag(config=True)
+
+    watch_interval = Float(
+        0.5,
+        help="""Seconds between two looks of the hub at the queue while somebody waits. Must be positive.""",
+    ).tag(config=True)
+
+    _shared: dict[str, GPUPool] = {}
+
+    @classmethod
+    def shared(cls, **kwargs: Any) -> GPUPool:
+        """The one pool of this process for a ledger; made at the first call."""
+        pool = cls(**kwargs)
+        return cls._shared.setdefault(pool.database_url, pool)
+
+    @validate("name", "hub_name")
+    def _valid_name(self, proposal: Any) -> str:
+        value = str(proposal.value)
+        if not value or len(value) > 40 or not all(c.isascii() and (c.isalnum() or c in ".-_") for c in value):
+            raise TraitError(
+                f"GPUPool.{proposal.trait.name} is {value!r}; allowed are 1 to 40 letters, digits, '.', '-', '_'."
+            )
+        return value
+
+    @validate("max_wait", "watch_interval")
+    def _positive(self, proposal: Any) -> float:
+        if not 0 < proposal.value < 366 * 86400:
+            raise TraitError(
+                f"GPUPool.{proposal.trait.name} is {proposal.value!r}; allowed are seconds above 0, up to a year."
+            )
+        return float(proposal.value)
+
+    @validate("profiles")
+    def _valid_profiles(self, proposal: Any) -> list[dict[str, Any]]:
+        try:
+            profiles.read(proposal.value)
+        except ValueError as problem:
+            raise TraitError(f"GPUPool.profiles: {problem}") from problem
+        return list(proposal.value)
+
+    @validate("limits")
+    def _valid_limits(self, proposal: Any) -> dict[str, Any]:
+        try:
+            fairness.read_limits(proposal.value)
+        except ValueError as problem:
+            raise TraitError(f"GPUPool.limits: {problem}") from problem
+        return dict(proposal.value)
+
+    @default("profiles")
+    def _default_profiles(self) -> list[dict[str, Any]]:
+        return [{"display_name": "A whole GPU", "slug": "gpu", "gpu": {"count": 1}}]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.offer = profiles.read(self.profiles)
+        self.caps: dict[str, Limit] = fairness.read_limits(self.limits)
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpupool-ledger")
+        self._ledger: Ledger | None = None
+        self._registered = False
+        self._watched: dict[str, _Watch] = {}
+        self._watcher: asyncio.Task[None] | None = None
+
+    # --- the worker thread ---------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """What the ledger has to know of the configuration."""
+        return Policy(
+            pool=self.name, limits=self.caps, launches=self.max_launches, queue_keep=self.queue_keep
+        )
+
+    def ledger(self) -> Ledger:
+        """The ledger; opened at the first call.  Blocks: for worker threads and commands only."""
+        if self._ledger is None:
+            self._ledger = Ledger(self.database_url, self.policy)
+        return self._ledger
+
+    async def call(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking function on the worker thread.  It goes on to its end even if the caller is cancelled."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, partial(verb, *args, **kwargs))
+
+    async def ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a verb of the ledger by its name, as soon as the ledger can be opened."""
+        return await self.call(lambda: getattr(self.ledger(), name)(*args, **kwargs))
+
+    # --- a spawn -------------------------------------------------------------------------------
+
+    async def enqueue(self, request: Request) -> Lease:
+        """Ask for a slice; see :meth:`Ledger.enqueue`."""
+
+        def enqueue() -> Lease:
+            ledger = self.ledger()
+            if not self._registered:
+                ledger.register_hub(self.hub_name)
+                self._registered = True
+            return ledger.enqueue(self.hub_name, request)
+
+        lease: Lease = await self.call(enqueue)
+        self._log(lease, "none" if lease.state is State.QUEUED else "queued")
+        return lease
+
+    async def register(self) -> None:
+        """Begin a new epoch of this hub, once in a process."""
+
+        def register() -> None:
+            if not self._registered:
+                self.ledger().register_hub(self.hub_name)
+                self._registered = True
+
+        await self.call(register)
+
+    async def follow(self, lease: str, until: frozenset[State]) -> AsyncIterator[Waiting]:
+        """Yield state and place of a lease whenever they change, the last one in one of the states named.
+
+        Raises Unavailable when the lease is closed and that was not waited for, or after ``max_wait``.
+        """
+        watch = self._watched.setdefault(lease, _Watch())
+        watch.readers += 1
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch())
+        give_up_at = time.monotonic() + self.max_wait
+        seen: Waiting | None = None
+        try:
+            while True:
+                if watch.latest is not None and watch.latest != seen:
+                    seen = watch.latest
+                    yield seen
+                    if seen.state in until:
+                        return
+                    if seen.state is State.CLOSED:
+                        raise Unavailable(
+                            f"This request is no longer in the queue: {seen.why or 'it was closed'}.",
+                            reason="left-queue",
+                        )
+                if time.monotonic() >= give_up_at:
+                    raise Unavailable(
+                        f"Nothing came free within {self.max_wait:g} s, the longest wait that this pool allows. "
+                        "Choose a smaller profile, or try again later.",
+                        reason="waited-too-long",
+                    )
+                await watch.wait(give_up_at - time.monotonic())
+        finally:
+            watch.readers -= 1
+            if not watch.readers:
+                self._watched.pop(lease, None)
+
+    async def _watch(self) -> None:
+        """Read the queue for everybody who waits in this process, and say that the hub lives."""
+        beat_at = 0.0
+        while self._watched:
+            try:
+                if time.monotonic() - beat_at >= BEAT_INTERVAL:
+                    await self.ask("beat", self.hub_name)
+                    beat_at = time.monotonic()
+                found = await self.ask("watch", tuple(self._watched))
+            except GPUPoolError as problem:
+                self.log.warning("The queue cannot be read, everybody keeps their place: %s", problem.message)
+            else:
+                for lease, waiting in found.items():
+                    if lease in self._watched:
+                        self._watched[lease].put(waiting)
+            await asyncio.sleep(self.watch_interval)
+
+    async def move(self, verb: str, lease: Lease, **kwargs: Any) -> Lease:
+        """Run a transition of the ledger and log it as one line."""
+        moved: Lease = await self.ask(verb, lease.id, **kwargs)
+        self._log(moved, lease.state)
+        return moved
+
+    def _log(self, lease: Lease, before: str) -> None:
+        self.log.info("%s", transition_line(lease, before))
+
+    # --- reading -------------------------------------------------------------------------------
+
+    async def availability(
+        self, user: str, groups: list[str], admin: bool
+    ) -> tuple[Snapshot, dict[str, profiles.Availability]]:
+        """What this person could have now, by profile."""
+        snapshot: Snapshot = await self.ask("snapshot")
+        return snapshot, available(self, snapshot, user, groups, admin)
+
+
+class _Watch:
+    """The last thing known of a lease that somebody waits for."""
+
+    def __init__(self) -> None:
+        self.readers = 0
+        self.latest: Waiting | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, waiting: Waiting) -> None:
+        if waiting != self.latest:
+            self.latest = waiting
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        """Return at the next change, or when the time is over."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), max(0.01, seconds))
+        except asyncio.TimeoutError:
+            return
+
+
+def transition_line(lease: Lease, before: str) -> str:
+    """A transition as one log line; control characters of names are escaped."""
+    held = ",".join(f"{item.visible}({len(item.cells)}/{item.of})" for item in lease.slices) or "-"
+    user = f"{lease.user}/{lease.server}" if lease.server else lease.user
+    shown = user.encode("unicode_escape").decode("ascii")
+    why = lease.reason.encode("unicode_escape").decode("ascii") or "-"
+    return f"lease={lease.id} user={shown} slices={held} {before}→{lease.state} reason={why}"
+
+
+def available(
+    pool: GPUPool, snapshot: Snapshot, user: str, groups: list[str], admin: bool = False
+) -> dict[str, profiles.Availability]:
+    """What a person could have at this moment, by profile: pure, from one view of the ledger."""
+    occupancy = snapshot.occupancy
+    queued: dict[str, int] = {}
+    for lease in snapshot.queue:
+        queued[lease.profile] = queued.get(lease.profile, 0) + 1
+    found = {}
+    for profile in pool.offer.values():
+        allowed, reason = profiles.may_use(profile, groups, admin)
+        free: int | None = None
+        if snapshot.settled and snapshot.devices:
+            try:
+                placement.check_possible(profile.wish, snapshot.devices)
+                gpus = placement.cost(profile.wish, snapshot.devices)
+                fairness.check_ever(user, groups, gpus, pool.caps)
+            except GPUPoolError as never:
+                allowed, reason = False, reason or never.message
+            if profile.wish.kind.value != "cpu":
+                free = placement.count_free(profile.wish, snapshot.devices, occupancy)
+        found[profile.slug] = profiles.Availability(
+            allowed=allowed, reason=reason, free=free, queued=queued.get(profile.slug, 0)
+        )
+    return found
+
+

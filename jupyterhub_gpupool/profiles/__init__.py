@@ -1,0 +1,37 @@
+"""The profile list: read it, render the form, parse what comes back, resolve and authorise a choice.
+
+Pure: no I/O but the form's template, no framework.  :func:`resolve` is the one door for everything that a
+person may ask for, whichever way it comes in.
+"""
+
+from __future__ import annotations
+
+from .choice import Choice, may_use, resolve
+from .form import Availability, describe_wish, parse_form, parse_query, render_form
+from .keys import reference
+from .reading import Offered, Option, Profile, Profiles, Unlisted, read, slugify, warnings
+from .schema import ProfileError
+from .settings import SPAWNER_NAMES, merge
+
+__all__ = [
+    "SPAWNER_NAMES",
+    "Availability",
+    "Choice",
+    "Offered",
+    "Option",
+    "Profile",
+    "ProfileError",
+    "Profiles",
+    "Unlisted",
+    "describe_wish",
+    "may_use",
+    "merge",
+    "parse_form",
+    "parse_query",
+    "read",
+    "reference",
+    "render_form",
+    "resolve",
+    "slugify",
+    "warnings",
+]

@@ -1,0 +1,239 @@
+"""The keys of a profile: what each may hold and what it means.
+
+The tables are the one list of keys: reading checks against them, and :func:`reference` makes the
+documentation of them.  What belongs together across keys is checked in :mod:`.settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..model import When
+from .schema import (
+    Key,
+    Where,
+    read_between,
+    read_bytes,
+    read_flag,
+    read_gpu_memory,
+    read_groups,
+    read_mapping,
+    read_mig,
+    read_model,
+    read_one_of,
+    read_plain_data,
+    read_regex,
+    read_section,
+    read_slug,
+    read_text,
+    read_words,
+)
+
+
+def _spawner_override(value: Any, where: Where) -> dict[str, Any]:
+    for name in read_mapping(value, where):
+        if name in SETTINGS:
+            raise where.error(f"names {name!r}, which is a key of its own; write it beside spawner_override")
+        if name in OWNED:
+            raise where.error(f"names {name!r}, which belongs to the pool; allowed is any other setting")
+        if callable(value[name]):
+            raise where.at(name).error("is a function; allowed are plain values")
+    found: dict[str, Any] = read_plain_data(value)
+    return found
+
+
+def _of(table: Callable[[], Mapping[str, Key]]) -> Callable[[Any, Where], dict[str, Any]]:
+    def read(value: Any, where: Where) -> dict[str, Any]:
+        return read_section(value, where, table())
+
+    return read
+
+
+# --- the tables -------------------------------------------------------------------------------------
+
+OWNED = frozenset(
+    {
+        "api_token",
+        "apply_user_options",
+        "auth_state_hook",
+        "group_overrides",
+        "hub",
+        "ip",
+        "isolation_note",
+        "name",
+        "options_form",
+        "options_from_form",
+        "poll_interval",
+        "pool",
+        "port",
+        "server",
+        "start_timeout",
+        "state",
+        "user",
+        "user_options",
+    }
+)
+"""Settings of a spawner that no profile may touch: the pool stands on them."""
+
+MOST_SECONDS = 366 * 86400
+_SECONDS = "a number of seconds from 0 to a year"
+
+GPU: dict[str, Key] = {
+    "count": Key(read_between(1, 64, whole=True), "a whole number from 1 to 64", "so many whole GPUs"),
+    "mig": Key(read_mig, 'the name of a MIG profile such as "1g.10gb"', "one MIG instance of this profile"),
+    "memory": Key(
+        read_gpu_memory,
+        'a size such as "20G" (units K, M, G, T of 1024) or a fraction such as "1/3"',
+        "a share with so much of a GPU's memory",
+    ),
+    "compute": Key(
+        read_between(1, 100, whole=True),
+        "a whole number of percent from 1 to 100",
+        "a share with so much of the compute guaranteed",
+    ),
+    "model": Key(read_model, 'a shell pattern such as "A100*"', "only GPUs of these models", '"*"'),
+}
+
+TENSORFLOW: dict[str, Key] = {
+    "precision": Key(
+        read_one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
+        '"auto", "float32", "mixed_float16" or "mixed_bfloat16"',
+        "Keras' precision policy; auto: what the GPU is fast with",
+        '"auto"',
+    ),
+    "xla": Key(
+        read_one_of("auto", "on", "off"), '"auto", "on" or "off"', "just-in-time compilation by XLA", '"auto"'
+    ),
+    "memory": Key(
+        read_one_of("limit", "growth"),
+        '"limit" or "growth"',
+        "limit: TensorFlow takes no more than the slice has; growth: it takes what it needs",
+        '"limit"',
+    ),
+}
+
+IDLE: dict[str, Key] = {
+    "window": Key(
+        read_between(0, MOST_SECONDS), _SECONDS, "so long without use is idle; 0: never idle", "1800"
+    ),
+    "threshold": Key(
+        read_between(0, 100), "a number of percent from 0 to 100", "utilization above this is use", "5"
+    ),
+    "warn": Key(
+        read_between(0, MOST_SECONDS, above=True),
+        "a number of seconds above 0, up to a year",
+        "the warning is delivered so long before the slice is taken back",
+        "600",
+    ),
+    "extend": Key(read_between(0, MOST_SECONDS), _SECONDS, "what one press of Extend gives", "1800"),
+    "extend_max": Key(read_between(0, MOST_SECONDS), _SECONDS, "what Extend gives in all", "14400"),
+    "min_age": Key(read_between(0, MOST_SECONDS), _SECONDS, "no younger session is taken back", "600"),
+    "when": Key(
+        read_one_of(*When),
+        '"always" or "wanted"',
+        "wanted: an idle slice is taken back only while somebody waits",
+        '"always"',
+    ),
+}
+
+SETTINGS: dict[str, Key] = {
+    "gpu": Key(_of(lambda: GPU), "a dictionary, see below", "the slice; without it the session has no GPU"),
+    "image": Key(
+        read_text, "the name of an image", "the container's image, where the backend has containers"
+    ),
+    "cpu_limit": Key(
+        read_between(0, 4096, above=True), "a number of cores above 0, up to 4096", "cores of the processor"
+    ),
+    "mem_limit": Key(
+        read_bytes, 'a size such as "32G" (units K, M, G, T of 1024)', "the session's main memory"
+    ),
+    "tensorflow": Key(_of(lambda: TENSORFLOW), "a dictionary, see below", "TensorFlow's settings"),
+    "idle": Key(_of(lambda: IDLE), "a dictionary, see below", "when an idle slice is taken back"),
+    "max_age": Key(
+        read_between(0, MOST_SECONDS), _SECONDS, "the session ends at this age, with a warning; 0: never", "0"
+    ),
+    "spawner_override": Key(
+        _spawner_override,
+        "a dictionary of settings and plain values (text, numbers, lists, dictionaries, None)",
+        "further settings of the spawner; dictionaries are merged, None removes a key",
+    ),
+}
+"""Keys that a profile, a choice and an unlisted choice may have; those of a choice win."""
+
+_KUBE = Key(
+    read_mapping,
+    "a dictionary",
+    "settings in KubeSpawner's names, taken over as far as they have a meaning here",
+)
+_TITLE = Key(read_text, "text that is not empty", "what people read", required=True)
+_DEFAULT = Key(read_flag, "True or False", "chosen when nothing else is", "the first")
+
+PROFILE: dict[str, Key] = {
+    "display_name": _TITLE,
+    "slug": Key(
+        read_slug,
+        "1 to 63 letters, digits, '.', '_' and single '-', the first and last a letter or digit",
+        "its name in links, in the REST interface and in the books",
+        "made of display_name",
+    ),
+    "description": Key(read_words, "text", "shown under the title"),
+    "default": _DEFAULT,
+    "allowed_groups": Key(
+        read_groups,
+        "a list of one or more names of groups",
+        "who may use it; an admin always may",
+        "everybody",
+    ),
+    "profile_options": Key(read_mapping, "a dictionary of options by name", "what else may be chosen"),
+    "kubespawner_override": _KUBE,
+    **SETTINGS,
+}
+
+OPTION: dict[str, Key] = {
+    "display_name": Key(read_text, "text that is not empty", "what people read", "the option's name"),
+    "choices": Key(read_mapping, "a dictionary of choices by name", "what may be chosen"),
+    "unlisted_choice": Key(read_mapping, "a dictionary, see below", "a field for a text of one's own"),
+}
+
+CHOICE: dict[str, Key] = {
+    "display_name": Key(read_text, "text that is not empty", "what people read", "the choice's name"),
+    "default": _DEFAULT,
+    "kubespawner_override": _KUBE,
+    **SETTINGS,
+}
+
+UNLISTED: dict[str, Key] = {
+    "enabled": Key(read_flag, "True or False", "whether the field is there", "False"),
+    "display_name": Key(read_text, "text that is not empty", "the field's label", "the option's title"),
+    "display_name_in_choices": Key(read_text, "text that is not empty", "its name in the list", '"Other..."'),
+    "validation_regex": Key(
+        read_regex, "a regular expression of Python", "the whole text must match it, not only its beginning"
+    ),
+    "validation_message": Key(read_words, "text", "what the text must look like, in words"),
+    "kubespawner_override": _KUBE,
+    **SETTINGS,
+}
+
+
+def reference() -> str:
+    """All keys as Markdown tables, for the documentation."""
+    sections: list[tuple[str, Mapping[str, Key]]] = [
+        ("A profile", PROFILE),
+        ("`gpu`: `count`, `mig`, or `memory` with `compute`", GPU),
+        ("`idle`", IDLE),
+        ("`tensorflow`", TENSORFLOW),
+        ("An option, in `profile_options`", OPTION),
+        ("A choice, in `choices`: these, and the keys from `gpu` on of a profile", CHOICE),
+        ("`unlisted_choice`: these, and the keys from `gpu` on of a profile", UNLISTED),
+    ]
+    lines: list[str] = []
+    for title, keys in sections:
+        lines += [f"**{title}**", "", "| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
+        for name, key in keys.items():
+            if keys in (CHOICE, UNLISTED) and name in SETTINGS:
+                continue
+            default = "must be given" if key.required else key.default or "none"
+            lines.append(f"| `{name}` | {key.allowed} | {default} | {key.meaning} |")
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,236 @@
+"""The service as a program: ``gpupool service``, started by the hub as a managed service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from prometheus_client import CollectorRegistry
+from tornado import web
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from traitlets import CaselessStrEnum, Float, Integer, TraitError, Unicode, validate
+from traitlets.config import Application, Config
+
+from .. import __version__
+from ..devices.simulated import SimulatedDevices
+from ..errors import GPUPoolError
+from ..pool import GPUPool
+from ..sessions import Sessions
+from ..sessions.local import LocalSessions
+from .handlers import routes
+from .hub import Hub
+from .metrics import Metrics
+from .stream import Feed
+from .sweep import Rules, Sweep
+
+BIND_TIMEOUT = 30.0
+"""Seconds for which a port is tried that the service of an earlier hub may still hold."""
+
+MAX_BODY = 64 * 1024
+"""Bytes of a request's body; nothing that the service takes is larger."""
+
+
+class GPUPoolService(Application):
+    """Watches the GPUs, warns, takes idle slices back, and serves the pool's pages."""
+
+    name = "gpupool-service"
+    description = __doc__
+    classes = [GPUPool, SimulatedDevices]
+
+    sweep_interval = Float(
+        10,
+        help="""Seconds between two sweeps. Must be at least 0.5. Idle time grows by at most twice this at each
+        sweep. Example: ``10``.""",
+    ).tag(config=True)
+
+    mode = CaselessStrEnum(
+        ["observe", "warn", "reclaim"],
+        "observe",
+        help="""What follows from a verdict: ``observe`` shows what would happen and does nothing, ``warn`` also warns
+        people, ``reclaim`` also stops sessions whose warning has run out.""",
+    ).tag(config=True)
+
+    absence_interval = Float(
+        30,
+        help="""Seconds between the two answers of the backend that prove a session gone which nobody stopped.
+        Must be positive. Lower it only where a backend is known to answer reliably. Example: ``30``.""",
+    ).tag(config=True)
+
+    backend = CaselessStrEnum(
+        ["local"],
+        "local",
+        help="""Which backend the sessions run on; ``configure`` sets it.""",
+    ).tag(config=True)
+
+    port = Integer(
+        0,
+        min=0,
+        max=65535,
+        help="""Port on loopback on which the service answers the proxy. 0: ``configure`` takes a free one at the
+        first start and keeps it. Example: ``10101``.""",
+    ).tag(config=True)
+
+    state_dir = Unicode(
+        ".",
+        help="""Folder for the service's private files (its cookie secret). ``configure`` sets it.""",
+    ).tag(config=True)
+
+    metrics_port = Integer(
+        0,
+        min=0,
+        max=65535,
+        help="""Port on which Prometheus text is served, without login. 0: none. Example: ``9495``.""",
+    ).tag(config=True)
+
+    metrics_address = Unicode(
+        "127.0.0.1",
+        help="""Address on which Prometheus text is served. Everybody who reaches it can read who holds what.""",
+    ).tag(config=True)
+
+    @validate("sweep_interval", "absence_interval")
+    def _valid_seconds(self, proposal: Any) -> float:
+        least = 0.5
+        if not least <= proposal.value <= 3600:
+            raise TraitError(
+                f"GPUPoolService.{proposal.trait.name} is {proposal.value!r}; allowed are {least:g} to 3600 seconds."
+            )
+        return float(proposal.value)
+
+    def start(self) -> None:
+        """Run until a signal, or until the hub that started this process is gone."""
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, stop.set)
+        pool = GPUPool(parent=self)
+        hub = Hub(os.environ["JUPYTERHUB_API_URL"], os.environ["JUPYTERHUB_API_TOKEN"])
+        feed = Feed(pool)
+        metrics = Metrics(CollectorRegistry(), feed)
+        sweep = Sweep(
+            pool,
+            SimulatedDevices(parent=self),
+            self._sessions(pool),
+            hub,
+            Rules(self.mode, self.sweep_interval, self.absence_interval),
+            metrics,
+            log=self.log,
+        )
+        server = await self._listen(self._application(pool, feed, sweep), stop)
+        if server is None:
+            return
+        if self.metrics_port:
+            metrics.listen(self.metrics_port, self.metrics_address)
+        await feed.start()
+        tasks = [asyncio.create_task(self._sweeps(sweep)), asyncio.create_task(self._with_parent(stop))]
+        try:
+            await stop.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            server.stop()
+            await feed.stop()
+            await _resign(pool, sweep)
+
+    def _sessions(self, pool: GPUPool) -> Sessions:
+        return LocalSessions(pool.name)
+
+    def _application(self, pool: GPUPool, feed: Feed, sweep: Sweep) -> web.Application:
+        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpupool/")
+        return web.Application(
+            routes(prefix),
+            cookie_secret=self._cookie_secret(),
+            pool=pool,
+            feed=feed,
+            release=sweep.release,
+            health=lambda: self._health(sweep),
+            version=__version__,
+            # HubOAuth checks XSRF itself for every request that a cookie authorises, and only for those.
+            xsrf_cookies=False,
+        )
+
+    def _health(self, sweep: Sweep) -> tuple[bool, str]:
+        if sweep.last_success is None:
+            return False, sweep.last_problem
+        age = time.monotonic() - sweep.last_success
+        if age > 3 * self.sweep_interval + 10:
+            return False, f"the last whole sweep was {age:.0f} s ago: {sweep.last_problem or 'it hangs'}"
+        return True, f"the last whole sweep was {age:.0f} s ago"
+
+    async def _sweeps(self, sweep: Sweep) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                await sweep.run()
+            except GPUPoolError as problem:
+                sweep.last_problem = problem.message
+                self.log.warning("This sweep was given up: %s", problem.message)
+            except Exception:
+                sweep.last_problem = "an error, see the log"
+                self.log.exception("This sweep was given up")
+            await asyncio.sleep(max(0.1, self.sweep_interval - (time.monotonic() - began)))
+
+    async def _with_parent(self, stop: asyncio.Event) -> None:
+        """End with the hub: an orphan would keep the port, with a token that no longer counts."""
+        parent = int(os.environ.get("GPUPOOL_HUB_PID", "0")) or os.getppid()
+        while os.getppid() == parent:
+            await asyncio.sleep(0.5)
+        self.log.warning("The hub (process %i) is gone, the service ends with it", parent)
+        stop.set()
+
+    async def _listen(self, application: web.Application, stop: asyncio.Event) -> HTTPServer | None:
+        address = urlparse(os.environ.get("JUPYTERHUB_SERVICE_URL", "http://127.0.0.1:10101"))
+        give_up_at = time.monotonic() + BIND_TIMEOUT
+        while not stop.is_set():
+            try:
+                sockets = bind_sockets(address.port or 80, address.hostname or "127.0.0.1", reuse_port=False)
+            except OSError as problem:
+                if time.monotonic() > give_up_at:
+                    self.log.error("%s: port %s is taken by another program", problem.strerror, address.port)
+                    self.exit(1)
+                await asyncio.sleep(0.2)
+            else:
+                server = HTTPServer(application, max_body_size=MAX_BODY, max_buffer_size=2 * MAX_BODY)
+                server.add_sockets(sockets)
+                return server
+        return None
+
+    def _cookie_secret(self) -> bytes:
+        """Kept on disk: with a new one at each start, pages that are open could not reconnect."""
+        path = Path(self.state_dir) / "service-cookie-secret"
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+            return path.read_bytes()
+
+
+async def _resign(pool: GPUPool, sweep: Sweep) -> None:
+    try:
+        await pool.ask("resign", sweep.holder)
+    except GPUPoolError as problem:
+        pool.log.warning("%s", problem.message)
+
+
+def main(config_file: str) -> None:
+    """Run the service with the sections that ``configure`` handed over."""
+    with open(config_file, encoding="utf-8") as file:
+        config = Config(json.load(file))
+    try:
+        app = GPUPoolService.instance(config=config, log_level="INFO")
+        app.start()
+    except TraitError as problem:
+        sys.exit(f"gpupool: {problem}")

@@ -1,0 +1,217 @@
+"""The pages: the status of the pool, the audit trail, and the forms behind their buttons.
+
+They are whole without JavaScript; ``static/gpupool.js`` only keeps them up to date.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tornado import web
+
+from ..errors import Rejected
+from ..model import cell_numbers
+from . import shapes
+from .base import Base, signed_in, whole_number
+
+TEMPLATES = Path(__file__).parent.parent / "templates" / "service"
+
+EVENTS = 100
+"""Events on one page of the audit trail."""
+
+MODES = {
+    "observe": "the use is watched; nobody is warned and nothing is stopped",
+    "warn": "whoever leaves a GPU idle is warned; nothing is stopped",
+    "reclaim": "whoever leaves a GPU idle is warned, and the session is stopped when the warning has run out",
+}
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words."""
+    if seconds is None:
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def percent(value: float | None) -> str:
+    """A utilization in words."""
+    return "unknown" if value is None else f"{value:.0f} %"
+
+
+def memory(mib: float | None) -> str:
+    """MiB in words."""
+    if mib is None:
+        return "unknown"
+    return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
+
+
+def clock(iso: str | None) -> str:
+    """A time for readers without JavaScript, which makes it local."""
+    return "unknown" if iso is None else f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def bars(cells: str) -> list[tuple[int, int]]:
+    """Cells as bars: the first one and how many."""
+    found: list[tuple[int, int]] = []
+    for part in filter(None, cells.split(",")):
+        numbers = cell_numbers(part)
+        found.append((numbers[0], len(numbers)))
+    return found
+
+
+@functools.cache
+def environment() -> Environment:
+    """The templates, escaping everything and refusing names that do not exist."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"duration": duration, "percent": percent, "memory": memory, "clock": clock, "bars": bars}
+    made.filters["condition"] = shapes.usable_in_words
+    return made
+
+
+class Page(Base):
+    """A handler that answers with HTML."""
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        hub = self.hub_auth.hub_host
+        theirs = f" {hub}" if hub else ""
+        self.set_header(
+            "Content-Security-Policy",
+            f"default-src 'self'; style-src 'self'{theirs}; font-src 'self'{theirs}; "
+            f"img-src 'self' data:{theirs}; object-src 'none'; base-uri 'none'; form-action 'self'; "
+            "frame-ancestors 'none'",
+        )
+
+    def turn_away(self) -> None:
+        """Send readers to the hub's login; a form that is not known to come from our page is refused."""
+        if self.request.method in ("GET", "HEAD"):
+            self.redirect(self.get_login_url())
+            return
+        raise Rejected(
+            "This form does not come from a page of yours that is still valid. "
+            "Go back, reload the page and try again.",
+            reason="not-authenticated",
+            status=403,
+        )
+
+    def show(self, template: str, **values: Any) -> None:
+        """Write a page."""
+        hub = self.hub_auth
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        page = environment().get_template(template)
+        text = page.render(
+            person=self.person,
+            xsrf=self._token_of_page(),
+            prefix=hub.base_url,
+            hub=f"{hub.hub_host}{hub.hub_prefix}",
+            version=self.settings["version"],
+            **values,
+        )
+        self.write(text.encode("utf-8", "replace"))
+
+    def _token_of_page(self) -> str:
+        """The token that this page's forms send back; the first page of a login also sets its cookie."""
+        token = self.xsrf_token if self.person else ""
+        return token.decode() if isinstance(token, bytes) else token
+
+    def answer_error(self, status: int, reason: str, message: str) -> None:
+        self.show("error.html", status=status, reason=reason, message=message)
+        self.finish()
+
+
+class Status(Page):
+    """The pool at a glance: one's own sessions, the devices, the queue."""
+
+    @signed_in
+    async def get(self) -> None:
+        self.query()
+        snapshot, person = await self.feed.fresh(), self.known()
+        listed = shapes.leases(snapshot, person)["leases"]
+        left = {lease.id: shapes.seconds_left(lease, snapshot.now) for lease in snapshot.leases}
+        pool = shapes.pool(snapshot, person)
+        self.show(
+            "status.html",
+            now=shapes.iso(snapshot.now),
+            own=[shape for shape in listed if person.is_called(shape["user"])],
+            others=[shape for shape in listed if not person.is_called(shape["user"])],
+            left=left,
+            devices=pool["devices"],
+            gpus=pool["gpus"],
+            service=pool["service"],
+            modes=MODES,
+            titles=self._titles(),
+            queue=shapes.queue(snapshot, person)["queue"],
+        )
+
+    def _titles(self) -> Mapping[str, str]:
+        return {slug: str(profile.display_name) for slug, profile in self.pool.offer.items()}
+
+
+class AuditTrail(Page):
+    """The audit trail by pages, for admins."""
+
+    @signed_in
+    async def get(self) -> None:
+        if not self.known().admin:
+            raise Rejected("The audit trail is for admins.", reason="forbidden", status=403)
+        after = whole_number("after", self.query("after").get("after", "0"))
+        found = await self.pool.ask("events", after, EVENTS)
+        shape = shapes.events(found, after)
+        self.show("events.html", after=after, more=len(found) == EVENTS, **shape)
+
+
+class ExtendForm(Page):
+    """The button "Extend"."""
+
+    allowed = ("POST",)
+
+    async def post(self, key: str) -> None:
+        self.read_form()
+        await self._extend(key)
+
+    @signed_in
+    async def _extend(self, key: str) -> None:
+        await self.extend(await self.lease_of_person(key))
+        self.redirect(self.hub_auth.base_url, status=303)
+
+
+class ReleaseForm(Page):
+    """The buttons "Release now" and "Leave the queue"."""
+
+    allowed = ("POST",)
+
+    async def post(self, key: str) -> None:
+        self.read_form()
+        await self._release(key)
+
+    @signed_in
+    async def _release(self, key: str) -> None:
+        await self.release(await self.lease_of_person(key))
+        self.redirect(self.hub_auth.base_url, status=303)
+
+
+class NotFound(Page):
+    """Any other address."""
+
+    async def _missing(self) -> None:
+        raise web.HTTPError(404)
+
+    get = head = post = put = patch = delete = options = _missing

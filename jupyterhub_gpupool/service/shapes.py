@@ -1,0 +1,350 @@
+"""What REST, stream and pages show of the pool: leases and snapshots as JSON-ready dictionaries.
+
+Pure.  Times are ISO 8601 with zone, durations seconds, memory MiB, states in lower case; what is unknown
+is ``None``, never zero.  Who somebody else is, only an admin sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from .. import runtime
+from ..ledger import Event, Snapshot
+from ..model import Device, Health, Instance, Kind, Lease, Slice, State, ranges
+
+Shape = dict[str, Any]
+
+SWEEP_SLACK = 1.0
+"""Seconds by which a reading may be older than the sweep that it belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who looks.  A service has no name here: it owns nothing, whatever it is called."""
+
+    name: str | None
+    groups: tuple[str, ...] = ()
+    admin: bool = False
+    actor: str = ""
+    """What the audit trail calls them."""
+
+    def is_called(self, user: str) -> bool:
+        """Whether this user name is the person's own."""
+        return self.name is not None and self.name == user
+
+    def may_see(self, user: str) -> bool:
+        """Whether the person may know that it is this user."""
+        return self.admin or self.is_called(user)
+
+
+class Offered(Protocol):
+    """What of a profile is shown."""
+
+    @property
+    def display_name(self) -> str: ...
+
+
+class Answer(Protocol):
+    """What somebody could have of a profile now."""
+
+    @property
+    def allowed(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def free(self) -> int | None: ...
+
+    @property
+    def queued(self) -> int: ...
+
+
+def iso(seconds: float | None) -> str | None:
+    """A time of the ledger as ISO 8601 with zone."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def error(status: int, reason: str, message: str) -> Shape:
+    """What every failing request gets."""
+    return {"status": status, "reason": reason, "message": message}
+
+
+# --- devices -----------------------------------------------------------------------------------------
+
+
+def pool(snapshot: Snapshot, person: Person) -> Shape:
+    """``api/pool``: devices with their slices, GPU-equivalents, and what the service does."""
+    held: dict[str, list[tuple[Slice, Lease]]] = {device.id: [] for device in snapshot.devices}
+    for item in snapshot.leases:
+        for part in item.slices:
+            held.setdefault(part.device, []).append((part, item))
+    devices = [_device(device, held[device.id], snapshot, person) for device in snapshot.devices]
+    service = {
+        "mode": snapshot.mode or None,
+        "swept_at": iso(snapshot.swept_at),
+        "settled": snapshot.settled,
+    }
+    return {"devices": devices, "gpus": _gpus(snapshot, held), "service": service}
+
+
+def _gpus(snapshot: Snapshot, held: Mapping[str, list[tuple[Slice, Lease]]]) -> Shape:
+    """GPU-equivalents: ``total`` = ``leased`` + ``free`` + ``unusable``.
+
+    Unusable is what nobody can be given: of devices that are sick, lost or drained, and cells of a MIG GPU
+    that no instance covers.
+    """
+    leased = free = 0.0
+    for device in snapshot.devices:
+        parts = held[device.id]
+        leased += sum(part.gpus for part, _ in parts)
+        if device.usable:
+            taken = sum(len(part.cells) for part, _ in parts)
+            whole = sum(i.cells for i in device.instances) if device.instances else device.cells
+            free += max(0, whole - taken) / device.cells
+    total = float(len(snapshot.devices))
+    figures = {"total": total, "leased": leased, "free": free, "unusable": max(0.0, total - leased - free)}
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def _device(device: Device, held: list[tuple[Slice, Lease]], snapshot: Snapshot, person: Person) -> Shape:
+    reading = snapshot.readings.get(device.id)
+    known = reading is not None and _belongs_to_last_sweep(reading.sampled_at, snapshot)
+    return {
+        "id": device.id,
+        "node": device.node,
+        "index": device.index,
+        "model": device.model,
+        "memory_mib": device.memory_mib,
+        "compute_capability": device.compute_capability or None,
+        "health": device.health.value,
+        "health_reason": device.health_reason or None,
+        "mode": device.mode.value,
+        "utilization": reading.utilization if reading and known else None,
+        "memory_used_mib": reading.memory_used_mib if reading and known else None,
+        "sampled_at": iso(reading.sampled_at) if reading else None,
+        "drained": device.drained,
+        "simulated": device.simulated,
+        "cells": device.cells,
+        "cells_held": sum(len(part.cells) for part, _ in held),
+        "slices": _slices(device, held, person),
+    }
+
+
+def _belongs_to_last_sweep(sampled_at: float | None, snapshot: Snapshot) -> bool:
+    """Whether a device answered in the last whole sweep, or after it: older readings say nothing of now."""
+    if sampled_at is None or snapshot.swept_at is None:
+        return sampled_at is not None
+    return snapshot.swept_at - sampled_at <= (snapshot.sweep_seconds or 0.0) + SWEEP_SLACK
+
+
+def slice_id(part: Slice) -> str:
+    """The name of a slice: of its MIG instance, or the device with the cells."""
+    return part.instance or f"{part.device}::{ranges(part.cells)}"
+
+
+def _slices(device: Device, held: list[tuple[Slice, Lease]], person: Person) -> list[Shape]:
+    taken = {part.instance for part, _ in held}
+    found = [(part.cells[0], _held_slice(part, item, person)) for part, item in held]
+    found += [(i.first, _free_instance(i)) for i in device.instances if i.id not in taken]
+    return [shape for _, shape in sorted(found, key=lambda pair: pair[0])]
+
+
+def _held_slice(part: Slice, item: Lease, person: Person) -> Shape:
+    return {
+        "id": slice_id(part),
+        "kind": part.kind.value,
+        "cells": ranges(part.cells),
+        "memory_mib": part.memory_mib,
+        "compute": part.compute,
+        "lease": item.id,
+        "user": item.user if person.may_see(item.user) else None,
+        "own": person.is_called(item.user),
+        "profile": item.profile,
+        "state": item.state.value,
+    }
+
+
+def _free_instance(instance: Instance) -> Shape:
+    return {
+        "id": instance.id,
+        "kind": Kind.MIG.value,
+        "cells": ranges(range(instance.first, instance.first + instance.cells)),
+        "memory_mib": instance.memory_mib,
+        "compute": None,
+        "lease": None,
+        "user": None,
+        "own": False,
+        "profile": None,
+        "state": None,
+    }
+
+
+# --- leases ------------------------------------------------------------------------------------------
+
+
+def leases(snapshot: Snapshot, person: Person) -> Shape:
+    """``api/leases``: the person's own open ones; all for an admin."""
+    places = snapshot.places
+    devices = {device.id: device for device in snapshot.devices}
+    shown = [item for item in snapshot.leases if person.may_see(item.user)]
+    return {"leases": [lease(item, devices, places.get(item.id)) for item in shown]}
+
+
+def closed(found: Iterable[Lease], count: int) -> Shape:
+    """``api/leases?state=closed``: a page, and the value of ``before`` that gives the next one."""
+    listed = list(found)
+    full = len(listed) >= count
+    return {
+        "leases": [lease(item, {}, None) for item in listed],
+        "next": repr(listed[-1].closed_at) if full and listed[-1].closed_at is not None else None,
+    }
+
+
+def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shape:
+    """A lease, for its owner or an admin."""
+    verdict = None
+    if item.verdict is not None:
+        verdict = {"decision": item.verdict.value, "reason": item.verdict_reason, "at": iso(item.verdict_at)}
+    return {
+        "id": item.id,
+        "user": item.user,
+        "server": item.server,
+        "profile": item.profile,
+        "state": item.state.value,
+        "kind": item.wish.kind.value,
+        "slice": in_words(item, devices),
+        "devices": [part.device for part in item.slices],
+        "gpus": round(item.gpus, 4),
+        "memory_mib": sum(part.memory_mib for part in item.slices) if item.slices else None,
+        "compute": min(part.compute for part in item.slices) if item.slices else None,
+        "enforcement": runtime.enforcement(item),
+        "requested_at": iso(item.requested_at),
+        "granted_at": iso(item.granted_at),
+        "active_at": iso(item.active_at),
+        "closed_at": iso(item.closed_at),
+        "place": place,
+        "wait": None,
+        "idle_seconds": item.idle_seconds if item.state is State.ACTIVE else None,
+        "deadline_seconds": item.deadline_seconds if item.state is State.ACTIVE else None,
+        "warned_at": iso(item.warned_at),
+        "warned_for": item.warned_for or None,
+        "extend_seconds": min(item.terms.extend, item.extendable_seconds),
+        "extended_seconds": item.extended_seconds,
+        "extendable_seconds": item.extendable_seconds,
+        "verdict": verdict,
+        "utilization": item.utilization,
+        "memory_used_mib": item.memory_used_mib,
+        "sampled_at": iso(item.sampled_at),
+        "doubt": item.doubt or None,
+        "reason": item.reason or None,
+    }
+
+
+def in_words(item: Lease, devices: Mapping[str, Device]) -> str:
+    """The slice of a lease for a person: what it holds, or what it waits for."""
+    if not item.slices:
+        return item.wish.describe()
+    several = len({device.node for device in devices.values()}) > 1
+    return "; ".join(_part_in_words(part, devices.get(part.device), several) for part in item.slices)
+
+
+def _part_in_words(part: Slice, device: Device | None, several: bool) -> str:
+    where = part.device
+    if device is not None:
+        where = f"GPU {device.index} ({device.model})" + (f" on {device.node}" if several else "")
+    match part.kind:
+        case Kind.MIG:
+            profile = ""
+            if device is not None:
+                profile = next((f"{i.profile} " for i in device.instances if i.id == part.instance), "")
+            return f"MIG instance {profile}of {where}"
+        case Kind.SHARE:
+            compute = f", {part.compute} % of the compute" if part.compute else ""
+            return f"share of {where}: {len(part.cells)} of {part.of} cells{compute}"
+        case _:
+            return f"all of {where}"
+
+
+def seconds_left(item: Lease, now: float) -> float | None:
+    """What is left of a warning at this moment; the ledger's figure is as old as the last verdict."""
+    if item.deadline_seconds is None or item.state is not State.ACTIVE:
+        return None
+    return max(0.0, item.deadline_seconds - max(0.0, now - (item.verdict_at or now)))
+
+
+# --- queue, availability, audit trail ------------------------------------------------------------------
+
+
+def queue(snapshot: Snapshot, person: Person) -> Shape:
+    """``api/queue``: the places."""
+    return {
+        "queue": [
+            {
+                "lease": item.id,
+                "user": item.user if person.may_see(item.user) else None,
+                "own": person.is_called(item.user),
+                "profile": item.profile,
+                "place": place,
+                "since": iso(item.requested_at),
+                "wait": None,
+                "reason": (item.reason or None) if person.may_see(item.user) else None,
+            }
+            for place, item in enumerate(snapshot.queue, 1)
+        ]
+    }
+
+
+def availability(offer: Mapping[str, Offered], found: Mapping[str, Answer]) -> Shape:
+    """``api/availability``: what the person could have now, by profile."""
+    return {
+        "profiles": [
+            {
+                "slug": slug,
+                "display_name": offer[slug].display_name,
+                "allowed": answer.allowed,
+                "reason": answer.reason or None,
+                "free": answer.free,
+                "queued": answer.queued,
+                "wait": None,
+                "budget_left_hours": None,
+            }
+            for slug, answer in found.items()
+        ]
+    }
+
+
+def events(found: Iterable[Event], after: int) -> Shape:
+    """``api/events``: a page of the audit trail, and the value of ``after`` that gives the next one."""
+    listed = list(found)
+    return {
+        "events": [
+            {
+                "seq": event.seq,
+                "at": iso(event.at),
+                "actor": event.actor,
+                "action": event.action,
+                "lease": event.lease,
+                "user": event.user,
+                "device": event.device,
+                "from": event.from_state,
+                "to": event.to_state,
+                "reason": event.reason,
+            }
+            for event in listed
+        ],
+        "next": listed[-1].seq if listed else after,
+    }
+
+
+def usable_in_words(shape: Mapping[str, Any]) -> str:
+    """The condition of a device of ``api/pool`` in one phrase."""
+    words = str(shape["health"])
+    if shape["health"] != Health.OK.value and shape["health_reason"]:
+        words += f": {shape['health_reason']}"
+    return f"{words}, drained" if shape["drained"] else words

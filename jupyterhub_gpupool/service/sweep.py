@@ -1,0 +1,258 @@
+"""One pass of the service: lead, inventory, sample, judge, act, tidy.
+
+Judging is pure and happens elsewhere; acting is separate and repeatable, so a crash at any place costs
+nothing but a sweep.  What cannot be asked is unknown, and unknown neither frees nor ends anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from .. import faults, idleness
+from ..devices import Inventory, Readings, Telemetry
+from ..errors import GPUPoolError, LeaseConflict, Unavailable
+from ..ledger import Observation, Snapshot
+from ..model import Decision, Kind, Lease, Process, Sample, Session, State, Verdict
+from ..pool import GPUPool
+from ..sessions import Sessions
+from .hub import Server
+from .tidy import Tidy
+
+T = TypeVar("T")
+
+
+class HubClient(Protocol):
+    """What a sweep asks of the hub."""
+
+    async def server(self, user: str, name: str) -> Server | None: ...
+
+    async def stop(self, user: str, name: str) -> None: ...
+
+
+class Counters(Protocol):
+    """What a sweep counts."""
+
+    def verdict(self, decision: str) -> None: ...
+
+    def reclaim(self, reason: str) -> None: ...
+
+    def swept(self, seconds: float) -> None: ...
+
+
+@dataclass(slots=True)
+class Rules:
+    """How the sweep is configured; times in seconds."""
+
+    mode: str = "observe"
+    interval: float = 10.0
+    absence_interval: float = 30.0
+    backend_timeout: float = 30.0
+
+
+class Sweep:
+    """The passes of one service process."""
+
+    def __init__(
+        self,
+        pool: GPUPool,
+        devices: Any,
+        sessions: Sessions,
+        hub: HubClient,
+        rules: Rules,
+        counters: Counters,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        log: logging.Logger | None = None,
+    ) -> None:
+        self.pool, self.sessions, self.hub, self.rules, self.counters = pool, sessions, hub, rules, counters
+        self.inventory: Inventory = devices
+        self.telemetry: Telemetry = devices
+        self.holder = uuid.uuid4().hex
+        self._clock = clock
+        self._log = log or logging.getLogger(__name__)
+        self._backend = ThreadPoolExecutor(4, thread_name_prefix="gpupool-backend")
+        self._looked_at: float | None = None
+        self._leading = False
+        self._tidy = Tidy(self)
+        self.last_success: float | None = None
+        self.last_problem = "no sweep yet"
+
+    async def run(self) -> bool:
+        """Make one pass.  False when another service leads.  Raises Unavailable when the ledger is away."""
+        began = self._clock()
+        if not await self.pool.ask("lead", self.holder, max(15.0, 4 * self.rules.interval)):
+            self._leading, self._looked_at = False, None
+            self.last_problem = "another service leads"
+            return False
+        if not self._leading:
+            await self.pool.ask("restart_warnings")
+            self._leading = True
+        devices = await self.ask(self.inventory.devices)
+        if devices is not None:
+            await self.pool.ask("sync_inventory", devices)
+        listed = await self.ask(self.sessions.list)
+        snapshot: Snapshot = await self.pool.ask("snapshot")
+        if listed is not None:
+            await self._tidy.strangers(listed, snapshot)
+            if not snapshot.settled and devices is not None:
+                await self.pool.ask("settle")
+            snapshot = await self.pool.ask("snapshot")
+        await self._judge(snapshot, listed)
+        await self._tidy.leases(await self.pool.ask("snapshot"), listed)
+        await self.pool.ask("expire_queue")
+        faults.point("sweep.tidied")
+        seconds = self._clock() - began
+        await self.pool.ask("swept", seconds, self.rules.mode)
+        self.counters.swept(seconds)
+        self.last_success, self.last_problem = self._clock(), ""
+        return True
+
+    async def ask(self, verb: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+        """Ask backend or driver on a thread, with a deadline.  None, which is unknown, when it errs or hangs."""
+        loop = asyncio.get_running_loop()
+        try:
+            asked = loop.run_in_executor(self._backend, lambda: verb(*args, **kwargs))
+            return await asyncio.wait_for(asked, self.rules.backend_timeout)
+        except asyncio.TimeoutError:
+            self._log.warning("%s did not answer within %g s", verb, self.rules.backend_timeout)
+        except Exception:  # a backend may raise anything; whatever it is, the truth is unknown
+            self._log.exception("%s failed", verb)
+        return None
+
+    # --- judge -----------------------------------------------------------------------------------
+
+    async def _look(self, leases: Mapping[str, Lease], listed: tuple[Session, ...] | None) -> Readings:
+        """Sample these leases.  A session that the backend does not list has unknown processes."""
+        processes: dict[str, tuple[Process, ...] | None] = {key: None for key in leases}
+        for session in listed or ():
+            if session.lease in processes:
+                processes[session.lease] = session.processes
+        slices = {key: lease.slices for key, lease in leases.items()}
+        readings = await self.ask(self.telemetry.sample, slices, processes)
+        return readings or Readings(leases={}, devices={})
+
+    async def _judge(self, snapshot: Snapshot, listed: tuple[Session, ...] | None) -> None:
+        active = {lease.id: lease for lease in snapshot.leases if lease.state is State.ACTIVE}
+        now = self._clock()
+        elapsed = 0.0 if self._looked_at is None else now - self._looked_at
+        self._looked_at = now
+        readings = await self._look(active, listed)
+        faults.point("sweep.sampled")
+        wanted = any(lease.wish.kind is not Kind.CPU for lease in snapshot.queue)
+        observed = []
+        for lease in active.values():
+            sample = readings.leases.get(lease.id, Sample())
+            observed.append(self.observe(lease, sample, elapsed, snapshot.now, wanted))
+        taken: dict[str, int] = await self.pool.ask("record", observed, readings.devices)
+        faults.point("sweep.judged")
+        for item in observed:
+            self.counters.verdict(item.verdict.decision.value)
+            if item.verdict.decision is Decision.RECLAIM and item.lease in taken:
+                await self._reclaim(active[item.lease], taken[item.lease], item.verdict)
+
+    def observe(
+        self, lease: Lease, sample: Sample, elapsed: float, now: float, wanted: bool
+    ) -> Observation:
+        """Fold one sample into a lease and judge it: pure but for the mode."""
+        interval = self.rules.interval
+        busy = idleness.is_busy(sample, lease.terms.threshold)
+        facts = idleness.Facts(
+            terms=lease.terms,
+            kind=lease.wish.kind,
+            age=now - (lease.active_at or now),
+            idle_seconds=idleness.fold(lease.idle_seconds, busy, elapsed, interval),
+            busy=busy,
+            sample=sample,
+            grace_seconds=max(0.0, lease.grace_seconds - idleness.tick(elapsed, interval)),
+            deadline_seconds=idleness.count_down(
+                lease.deadline_seconds, lease.warned_for, busy, elapsed, interval
+            ),
+            warned_for=lease.warned_for,
+            wanted=wanted,
+        )
+        verdict = idleness.judge(facts)
+        deadline, warned_for = verdict.deadline_seconds, verdict.warned_for
+        if self.rules.mode == "observe":
+            verdict, deadline, warned_for = _only_seen(verdict), None, ""
+        elif self.rules.mode == "warn" and verdict.decision is Decision.RECLAIM:
+            verdict = replace(verdict, decision=Decision.WARN, reason=f"{verdict.reason}; mode warn stops nothing")
+            deadline = 0.0
+        elif verdict.decision is Decision.RECLAIM:
+            deadline = 0.0
+        return Observation(
+            lease=lease.id,
+            version=lease.version,
+            sample=sample,
+            idle_seconds=facts.idle_seconds,
+            grace_seconds=facts.grace_seconds,
+            deadline_seconds=deadline,
+            warned_for=warned_for,
+            verdict=verdict,
+        )
+
+    # --- act -------------------------------------------------------------------------------------
+
+    async def _reclaim(self, lease: Lease, version: int, verdict: Verdict) -> None:
+        """Take a slice back: one more sample, the hub's word on the server, then STOPPING by compare-and-set."""
+        try:
+            if verdict.warned_for != "max_age" and not await self._still_idle(lease):
+                return
+            server = await self.hub.server(lease.user, lease.server)
+            if server is not None and lease.active_at and (server.started or 0) > lease.active_at:
+                self._log.info("lease=%s is not stopped: its server was started anew", lease.id)
+                return
+            stopping = await self.pool.move(
+                "begin_stop", lease, actor="service", reason=verdict.reason, judged=version
+            )
+        except LeaseConflict as changed:  # extended, released or stopped in this very moment
+            self._log.info("lease=%s is not stopped: %s", lease.id, changed.message)
+            return
+        except Unavailable as problem:
+            self._log.warning("lease=%s is judged again: %s", lease.id, problem.message)
+            return
+        self.counters.reclaim(verdict.warned_for or "idle")
+        faults.point("sweep.intent")
+        await self.end(stopping, known=server is not None)
+        faults.point("sweep.told")
+
+    async def _still_idle(self, lease: Lease) -> bool:
+        listed = await self.ask(self.sessions.list)
+        readings = await self._look({lease.id: lease}, listed)
+        return idleness.is_busy(readings.leases.get(lease.id, Sample()), lease.terms.threshold) is False
+
+    async def end(self, lease: Lease, *, known: bool) -> None:
+        """End the session of a STOPPING lease: by the hub while it knows the server, else by the backend."""
+        try:
+            if known:
+                await self.hub.stop(lease.user, lease.server)
+            elif await self.ask(self.sessions.remove, lease.session, timeout=self.rules.absence_interval):
+                await self.pool.move("close", lease, actor="service")
+        except GPUPoolError as problem:
+            self._log.warning("lease=%s is ended by a later sweep: %s", lease.id, problem.message)
+
+    async def release(self, lease: Lease, actor: str) -> None:
+        """End a lease at its owner's or an admin's wish: leave the queue, or stop the session."""
+        if lease.state is State.QUEUED:
+            if await self.pool.ask("give_up", lease.id, actor=actor, reason="left the queue"):
+                await self.hub.stop(lease.user, lease.server)
+            return
+        if lease.state in (State.STARTING, State.ACTIVE):
+            lease = await self.pool.move("begin_stop", lease, actor=actor, reason="released")
+        server = await self.hub.server(lease.user, lease.server)
+        await self.end(lease, known=server is not None)
+
+
+def _only_seen(verdict: Verdict) -> Verdict:
+    """A verdict in mode ``observe``: kept for the admin, without consequence."""
+    if verdict.decision is Decision.KEEP:
+        return verdict
+    return replace(verdict, reason=f"{verdict.reason}; mode observe warns and stops nothing", deadline_seconds=None)
+
+

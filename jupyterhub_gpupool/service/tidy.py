@@ -1,0 +1,144 @@
+"""Left-overs: sessions that the ledger does not know, and leases whose session is gone.
+
+A slice is freed on proof only.  The proof is either our own confirmed removal, or a backend that answered
+twice, at least ``absence_interval`` apart by this process's own clock, that the session is not there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import GPUPoolError, LeaseConflict, Unavailable
+from ..ledger import Snapshot
+from ..model import Kind, Lease, Owner, Presence, Request, Session, State, Terms, Wish
+
+if TYPE_CHECKING:
+    from .sweep import Sweep
+
+
+class Tidy:
+    """The part of a sweep that brings ledger and backend together again."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._pool, self._log = sweep.pool, sweep._log
+        self._absent: dict[str, float] = {}  # lease → when it was first not there, by our clock
+
+    # --- sessions without a lease ------------------------------------------------------------------
+
+    async def strangers(self, listed: tuple[Session, ...], snapshot: Snapshot) -> None:
+        """Adopt sessions of ours that the ledger does not know; end what outlived its lease."""
+        known = {lease.id for lease in snapshot.leases}
+        for session in listed:
+            if session.lease in known:
+                continue
+            lease: Lease | None = await self._pool.ask("lease", session.lease)
+            if lease is None:
+                await self._adopt(session)
+            elif lease.state is State.CLOSED:
+                self._log.warning("lease=%s is closed, %s outlived it and is ended", lease.id, session.name)
+                await self._sweep.ask(
+                    self._sweep.sessions.remove, session.name, timeout=self._sweep.rules.absence_interval
+                )
+
+    async def _adopt(self, session: Session) -> None:
+        """Hold what a running session holds, on the word of its marker.  Its rules start anew."""
+        kind = Kind.CPU if not session.cells else Kind.SHARE
+        try:
+            owner = Owner.from_mark(session.user, session.owner)
+        except ValueError:
+            self._log.error("Session %s of %r has no readable owner; it is left alone", session.name, session.user)
+            return
+        request = Request(
+            owner=owner,
+            server=session.server,
+            profile=session.profile,
+            wish=Wish(kind=kind, fraction="1" if kind is Kind.SHARE else ""),
+            terms=self._terms(session.profile),
+        )
+        try:
+            lease = await self._pool.ask("adopt", session, request)
+        except LeaseConflict as problem:
+            lease = None
+            self._log.error("%s", problem.message)
+        if lease is None:
+            self._log.error(
+                "Session %s of %r runs on cells that the ledger has given to somebody else; it is left alone",
+                session.name,
+                session.user,
+            )
+        else:
+            self._log.warning("lease=%s adopted from a running session that the ledger did not know", lease.id)
+
+    def _terms(self, profile: str) -> Terms:
+        offered = self._pool.offer.get(profile)
+        return offered.terms if offered is not None else Terms()
+
+    # --- leases without a session ------------------------------------------------------------------
+
+    async def leases(self, snapshot: Snapshot, listed: tuple[Session, ...] | None) -> None:
+        """Bring every held lease towards the truth; one that fails does not stop the others."""
+        held = [lease for lease in snapshot.leases if lease.state is not State.QUEUED]
+        names = [lease.session for lease in held]
+        looked = await self._sweep.ask(self._sweep.sessions.look, names) if names else {}
+        self._absent = {key: at for key, at in self._absent.items() if any(key == x.id for x in held)}
+        for lease in held:
+            presence = (looked or {}).get(lease.session, Presence.UNKNOWN)
+            try:
+                await self._one(lease, presence)
+            except LeaseConflict as changed:
+                self._log.info("lease=%s has moved on: %s", lease.id, changed.message)
+            except Unavailable as problem:
+                self._log.warning("lease=%s waits for the next sweep: %s", lease.id, problem.message)
+
+    async def _one(self, lease: Lease, presence: Presence) -> None:
+        if presence is Presence.UNKNOWN:
+            await self._pool.ask("doubt", lease.id, "the backend does not say whether its session is there")
+            return
+        if lease.doubt:
+            await self._pool.ask("doubt", lease.id, "")
+        if lease.state is State.STARTING and lease.left_at is None and await self._launching(lease):
+            return
+        if presence is Presence.PRESENT:
+            await self._present(lease)
+        else:
+            await self._gone(lease)
+
+    async def _launching(self, lease: Lease) -> bool:
+        """Whether the hub is at the launch of this lease."""
+        server = await self._sweep.hub.server(lease.user, lease.server)
+        return server is not None
+
+    async def _present(self, lease: Lease) -> None:
+        if self._absent.pop(lease.id, None) is not None:
+            await self._pool.ask("absent", lease.id, False)
+        if lease.state is State.STOPPING:
+            await self._go_on_stopping(lease)
+        elif lease.state is State.STARTING and not await self._launching(lease):
+            # Its hub was killed and has forgotten it: it is held and judged like any other session.
+            await self._pool.move("activate", lease, actor="service", reason="its hub has forgotten it")
+
+    async def _go_on_stopping(self, lease: Lease) -> None:
+        server = await self._sweep.hub.server(lease.user, lease.server)
+        if server is not None and server.pending:
+            return  # the hub is at it
+        if server is not None and lease.active_at and (server.started or 0) > lease.active_at:
+            return  # a new start of this server waits for this very lease to end
+        await self._sweep.end(lease, known=server is not None)
+
+    async def _gone(self, lease: Lease) -> None:
+        now = self._sweep._clock()
+        first = self._absent.setdefault(lease.id, now)
+        if lease.absent_since is None:
+            await self._pool.ask("absent", lease.id, True)
+        if now - first < self._sweep.rules.absence_interval:
+            return
+        try:
+            if lease.state is not State.STOPPING:
+                why = "the session ended by itself"
+                lease = await self._pool.move("begin_stop", lease, actor="service", reason=why)
+            await self._pool.move("close", lease, actor="service")
+        except GPUPoolError as problem:
+            self._log.warning("lease=%s: %s", lease.id, problem.message)
+        else:
+            self._absent.pop(lease.id, None)

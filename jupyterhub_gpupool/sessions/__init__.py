@@ -1,0 +1,61 @@
+"""The only code that asks or tells a backend about sessions: one small module for each backend.
+
+Spawners and service use the same object.  All calls are synchronous; whoever has an event loop makes them
+on a worker thread.  How a session is started does not belong here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Protocol
+
+from ..model import CELLS_PER_GPU, Presence, Session, cell_numbers
+
+CELL_LIST = re.compile(r"[0-9]{1,3}(-[0-9]{1,3})?(,[0-9]{1,3}(-[0-9]{1,3})?)*", re.ASCII)
+"""A list of cells as a marker may hold it.  Short numbers: people can change what a marker says."""
+
+
+class Sessions(Protocol):
+    """What the pool asks of a backend."""
+
+    def look(self, names: Collection[str]) -> dict[str, Presence]:
+        """Say of each name whether its session is there.
+
+        An error, a time-out or an incomplete answer is UNKNOWN, never ABSENT.  Does not raise.
+        """
+        ...
+
+    def list(self) -> tuple[Session, ...] | None:
+        """Find all sessions of this pool; None when the backend did not answer.  Does not raise."""
+        ...
+
+    def remove(self, name: str, *, timeout: float) -> bool:
+        """End a session with everything that belongs to it, within ``timeout`` seconds.
+
+        True only on proof of absence: the backend answered, and nothing of the session is left.
+        """
+        ...
+
+
+def marked_cells(text: str) -> dict[str, tuple[int, ...]]:
+    """Read the cells that a marker names: ``{"GPU-…": "0-29,40"}`` as JSON text, by device.
+
+    Raises ValueError for anything else, and for cells that no GPU has.
+    """
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the cells of a marker are nested too deep") from error
+    if not isinstance(found, dict):
+        raise ValueError("the cells of a marker are a JSON object of device to list of cells")
+    cells: dict[str, tuple[int, ...]] = {}
+    for device, listed in found.items():
+        if not isinstance(listed, str) or not CELL_LIST.fullmatch(listed):
+            raise ValueError('the cells of a marker are text such as "0-29,40"')
+        numbers = cell_numbers(listed)
+        if len(set(numbers)) < len(numbers) or max(numbers, default=CELLS_PER_GPU) >= CELLS_PER_GPU:
+            raise ValueError(f"the cells of a marker are different numbers below {CELLS_PER_GPU}")
+        cells[device] = numbers
+    return cells

@@ -1,0 +1,399 @@
+"""Sessions that are processes of this machine, found by the marker that their launch put in the environment.
+
+A process belongs to a session when its environment names the session's lease and epoch, or when its parent
+belongs to it: process groups and session ids are of no use, because kernels and terminals have their own.
+A process that was once seen to belong stays so, whatever it does later.  What clears or hides its environment
+*and* leaves its parent before anybody looked (``env -i setsid``) escapes: only a cgroup would hold it.
+
+``/proc`` is read here and not through psutil, because psutil's creation time is a time of day, which a
+change of the clock moves, and because its wait reaps the hub's children behind the back of the hub.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import select
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..model import Presence, Process, Session, session_name
+from . import marked_cells
+
+log = logging.getLogger(__name__)
+
+Identity = tuple[int, float]
+"""A process for good: its pid, and when it was created in seconds since the machine's start."""
+
+SERVER_COMMANDS = ("jupyterhub-singleuser", "jupyter-labhub", "jupyterhub.singleuser")
+"""Programs or modules (``python -m``) that are a notebook server."""
+
+LEASE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+EPOCH = re.compile(r"[0-9]{1,9}")
+KEPT = ("GPUPOOL_", "NVIDIA_VISIBLE_DEVICES")
+KEPT_OF_HUB = ("JUPYTERHUB_USER", "JUPYTERHUB_SERVER_NAME", "JUPYTERHUB_SERVICE_URL")
+"""What is kept of an environment, by the start of the name.  No secret is among them."""
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MIB = 1024 * 1024
+TOP = 1  # init, which inherits everybody's orphans
+
+KILL_WAIT = 1.0  # seconds for killed processes to go before the next look
+WATCHED = 64
+"""Processes whose end is waited for at once; each takes a file descriptor of the hub."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """What ``/proc/PID/stat`` says.  CPU in seconds, ``reaped`` of children that were waited for."""
+
+    pid: int
+    parent: int
+    created: float
+    gone: bool
+    cpu: float
+    reaped: float
+    memory_mib: int
+    kernel: bool
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A living process of a scan; ``name`` of the session that its own marker names, empty without one."""
+
+    stat: _Stat
+    name: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> Identity:
+        return self.stat.pid, self.stat.created
+
+
+AGE = attrgetter("stat.created", "stat.pid")
+
+
+def created(pid: int, proc: Path = Path("/proc")) -> float | None:
+    """Say when the process was created, in seconds since the machine's start; None if none lives there.
+
+    Together with the pid it is the identity of a process.  A zombie does not live.
+    """
+    found = _stat(proc, pid)
+    return None if found is None or found.gone else found.created
+
+
+def alive(pid: int, since: float) -> bool:
+    """Say whether this very process lives: not missing, not a zombie, not another with the same pid."""
+    return created(pid) == since
+
+
+class LocalSessions:
+    """The sessions of one pool on this machine, started under the account that asks.
+
+    ``server_commands`` are programs or modules that are a notebook server, whose own use never counts.
+    """
+
+    def __init__(
+        self, pool: str, *, server_commands: Iterable[str] = SERVER_COMMANDS, proc: str | Path = "/proc"
+    ) -> None:
+        self._pool = pool
+        self._commands = frozenset(server_commands)
+        self._proc = Path(proc)
+        self._belongs: dict[Identity, str] = {}
+        """What the last scan found.  Only helps: a dying process has lost its environment already."""
+
+    def look(self, names: Collection[str]) -> dict[str, Presence]:
+        """Say of each name whether any process of it lives.  One scan serves all; see :class:`Sessions`."""
+        found = self._answer()
+        if found is None:
+            return dict.fromkeys(names, Presence.UNKNOWN)
+        return {name: Presence.PRESENT if name in found else Presence.ABSENT for name in names}
+
+    def list(self) -> tuple[Session, ...] | None:
+        """Find all sessions of this pool with their processes.
+
+        ``runtime`` holds ``pid``, ``created`` and ``port`` of the notebook server, and is empty where only
+        what it has left behind still runs.
+        """
+        found = self._answer()
+        if found is None:
+            return None
+        return tuple(self._session(name, seen) for name, seen in sorted(found.items()))
+
+    def members(self, name: str) -> frozenset[Identity]:
+        """Name the processes of a session; a stop takes them first and gives them to :meth:`remove`.
+
+        Afterwards a process that cleared its environment can no longer be told by its parent.  Empty when
+        the processes cannot be listed.
+        """
+        return frozenset(seen.identity for seen in (self._answer() or {}).get(name, ()))
+
+    def token(self, name: str) -> str | None:
+        """Read the API token of a session's notebook server, for its adoption.  Never log or store it."""
+        server = self._server_of(name)
+        if server is None:
+            return None
+        token = _environ(_read(self._proc, server.stat, "environ"), ("JUPYTERHUB_API_TOKEN",))
+        same = created(server.stat.pid, self._proc) == server.stat.created
+        return token.get("JUPYTERHUB_API_TOKEN") if same else None
+
+    def environment_of(self, name: str) -> dict[str, str]:
+        """Read which lease and devices the notebook server was launched with, to compare with the lease.
+
+        Holds the names that begin with GPUPOOL_, and NVIDIA_VISIBLE_DEVICES; empty without a server.
+        """
+        server = self._server_of(name)
+        found = server.environ if server else {}
+        return {key: value for key, value in found.items() if key.startswith(KEPT)}
+
+    def remove(self, name: str, *, timeout: float, known: Collection[Identity] = frozenset()) -> bool:
+        """End every process of a session and those of ``known``, with all that descends from them.
+
+        They are asked to end (TERM) for half of ``timeout`` and killed after it.  True when two fresh scans
+        in a row find none of them; with ``timeout`` 0 nothing is ended.
+        """
+        start = time.monotonic()
+        roots, asked, empty = set(known), set[Identity](), 0
+        try:
+            while empty < 2:
+                found = {seen.identity for seen in self._members(name, roots).get(name, ())}
+                left = start + timeout - time.monotonic()
+                if not found:
+                    empty += 1  # a process that was being made during one scan is there in the next
+                elif left <= 0:
+                    return False
+                elif left > timeout / 2:
+                    _end(found - asked, found & asked, signal.SIGTERM, left - timeout / 2)
+                else:
+                    _end(found, set(), signal.SIGKILL, min(left, KILL_WAIT))
+                empty = 0 if found else empty
+                asked |= found
+                roots |= found
+        except OSError as error:
+            log.error("The processes of session %s cannot be ended: %s", name, error)
+            return False
+        return True
+
+    def _server_of(self, name: str) -> _Seen | None:
+        return self._server((self._answer() or {}).get(name, ()))
+
+    def _answer(self) -> Mapping[str, Sequence[_Seen]] | None:
+        try:
+            return self._members()
+        except OSError as error:
+            log.warning("The processes of this machine cannot be listed: %s", error)
+            return None
+
+    def _session(self, name: str, members: Sequence[_Seen]) -> Session:
+        server = self._server(members)
+        # Whatever a person starts can carry a changed marker; the server's is the one that the launch wrote.
+        chief = server or min((seen for seen in members if seen.name), key=AGE)
+        environ = chief.environ
+        runtime: dict[str, Any] = {}
+        url = environ.get("JUPYTERHUB_SERVICE_URL", "")
+        if server is not None:
+            runtime = {"pid": server.stat.pid, "created": server.stat.created, "port": _port(url)}
+        try:
+            cells = marked_cells(environ.get("GPUPOOL_CELLS", "{}"))
+        except ValueError as error:
+            log.warning("The marker of session %s names no cells that can be read: %s", name, error)
+            cells = {}
+        return Session(
+            name=name,
+            lease=environ["GPUPOOL_LEASE"],
+            user=environ.get("JUPYTERHUB_USER", ""),
+            server=environ.get("JUPYTERHUB_SERVER_NAME", ""),
+            profile=environ.get("GPUPOOL_PROFILE", ""),
+            cells=cells,
+            runtime=runtime,
+            url=url,
+            processes=tuple(_process(seen, seen is server) for seen in sorted(members, key=AGE)),
+        )
+
+    def _server(self, members: Iterable[_Seen]) -> _Seen | None:
+        """Pick the notebook server: the oldest by far, for everything else in the session came from it."""
+        return min((seen for seen in members if seen.name and self._is_server(seen)), key=AGE, default=None)
+
+    def _is_server(self, seen: _Seen) -> bool:
+        # The interpreter, its options and `-m` may come first; a job's own arguments come later.
+        words = _read(self._proc, seen.stat, "cmdline").split(b"\0")[:4]
+        return any(os.fsdecode(word).rpartition("/")[2] in self._commands for word in words)
+
+    def _members(self, name: str = "", roots: Collection[Identity] = ()) -> Mapping[str, Sequence[_Seen]]:
+        """Scan once and sort the living processes by session; ``roots`` count as processes of ``name``.
+
+        Raises OSError when the scan is not complete.
+        """
+        seen = self._scan()
+        before = self._belongs | dict.fromkeys(roots, name)
+        names: dict[int, str] = dict.fromkeys(_untouchable(seen), "")
+        found: dict[str, list[_Seen]] = defaultdict(list)
+        for pid in seen:
+            path: list[int] = []
+            at = pid
+            while at not in names:
+                path.append(at)
+                process = seen[at]
+                parent = seen.get(process.stat.parent)
+                if process.name or process.identity in before:
+                    names[at] = process.name or before[process.identity]
+                elif parent is None or parent.stat.created > process.stat.created or parent.stat.pid in path:
+                    names[at] = ""  # an orphan, or another process that has the pid of its parent by now
+                else:
+                    at = parent.stat.pid
+            names.update(dict.fromkeys(path, names[at]))
+            if names[pid]:
+                found[names[pid]].append(seen[pid])
+        self._belongs = {one.identity: key for key, members in found.items() for one in members}
+        return found
+
+    def _scan(self) -> dict[int, _Seen]:
+        """Read every living process.  Raises OSError when one cannot be read for a reason of our own.
+
+        An environment that we may not read is another account's, or that of a program that hides it; both
+        are no error, or every machine with an ssh-agent would be unknown for ever.
+        """
+        pids = [int(entry) for entry in os.listdir(self._proc) if entry.isdecimal()]
+        if os.getpid() not in pids:
+            raise OSError(errno.EIO, "the list of processes lacks this one", str(self._proc))
+        found: dict[int, _Seen] = {}
+        for pid in pids:
+            stat = _stat(self._proc, pid)
+            if stat is None or stat.gone:
+                continue
+            raw = _read(self._proc, stat, "environ")
+            if not raw and not stat.kernel:
+                raw = _read(self._proc, stat, "environ")  # empty for an instant while a program is loaded
+            found[pid] = seen = _Seen(stat)
+            if b"GPUPOOL_LEASE=" in raw:
+                seen.environ = _environ(raw, KEPT + KEPT_OF_HUB)
+                seen.name = self._name(seen.environ)
+        return found
+
+    def _name(self, environ: Mapping[str, str]) -> str:
+        """The session that a marker names; empty for another pool's, and for no proper marker."""
+        lease, epoch = environ.get("GPUPOOL_LEASE", ""), environ.get("GPUPOOL_EPOCH", "")
+        if environ.get("GPUPOOL_POOL") != self._pool or not (
+            LEASE.fullmatch(lease) and EPOCH.fullmatch(epoch)
+        ):
+            return ""
+        return session_name(self._pool, lease, int(epoch))
+
+
+def _stat(proc: Path, pid: int) -> _Stat | None:
+    """Read the state of a process; None when it is gone."""
+    try:
+        text = (proc / str(pid) / "stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if not text:
+        return None
+    words = text.rpartition(b")")[2].split()  # the program's name, in brackets, may hold anything
+    # A zombie with more threads than one is a process that runs on although its first thread has ended.
+    return _Stat(
+        pid=pid,
+        parent=int(words[1]),
+        created=int(words[19]) / TICKS,
+        gone=words[0] in b"ZXx" and int(words[17]) <= 1,
+        cpu=(int(words[11]) + int(words[12])) / TICKS,
+        reaped=(int(words[13]) + int(words[14])) / TICKS,
+        memory_mib=int(words[21]) * PAGE // MIB,
+        kernel=words[20] == b"0",
+    )
+
+
+def _read(proc: Path, stat: _Stat, name: str) -> bytes:
+    """Read a file of a process; empty when the process is gone or hides it.  Other errors are raised."""
+    try:
+        return (proc / str(stat.pid) / name).read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
+
+
+def _environ(raw: bytes, kept: tuple[str, ...]) -> dict[str, str]:
+    """Parse an environment; where a name is there twice the first one counts, as for ``getenv``."""
+    found: dict[str, str] = {}
+    for entry in raw.split(b"\0"):
+        key, _, value = entry.decode("utf-8", "replace").partition("=")
+        if key.startswith(kept):
+            found.setdefault(key, value)
+    return found
+
+
+def _untouchable(seen: Mapping[int, _Seen]) -> set[int]:
+    """Init, this process and all above it: never of a session, whatever their environment says."""
+    found, at = {TOP}, os.getpid()
+    while at in seen and at not in found:
+        found.add(at)
+        at = seen[at].stat.parent
+    return found
+
+
+def _process(seen: _Seen, server: bool) -> Process:
+    """A process as the telemetry sees it.
+
+    What its children used before they ended is part of a job's use, but the server's children are the
+    kernels: counting them there would count them twice.
+    """
+    stat = seen.stat
+    return Process(
+        pid=stat.pid,
+        created=stat.created,
+        cpu_seconds=stat.cpu + (0 if server else stat.reaped),
+        memory_mib=stat.memory_mib,
+        server=server,
+    )
+
+
+def _port(url: str) -> int:
+    try:
+        return urlsplit(url).port or 0
+    except ValueError:
+        return 0
+
+
+def _end(fresh: Collection[Identity], asked: Collection[Identity], number: int, timeout: float) -> None:
+    """Send a signal to ``fresh`` and wait until these and ``asked`` have ended, at most ``timeout`` seconds.
+
+    A pidfd makes sure that the signal reaches this very process, and tells of its end without reaping it.
+    Raises OSError where the kernel has no pidfd (before Linux 5.3) or no file descriptor is left.
+    """
+    deadline = time.monotonic() + timeout
+    with ExitStack() as stack:
+        waiting = select.poll()
+        watched: set[int] = set()
+        for pid, since in (*fresh, *asked):
+            try:
+                handle = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            with ExitStack() as brief:
+                brief.callback(os.close, handle)
+                if created(pid) != since:
+                    continue
+                try:
+                    if (pid, since) in fresh:
+                        signal.pidfd_send_signal(handle, number)
+                except ProcessLookupError:
+                    continue
+                except PermissionError:
+                    log.warning("Process %d of a session runs under another account and cannot be ended", pid)
+                if len(watched) < WATCHED:
+                    stack.push(brief.pop_all())
+                    waiting.register(handle, select.POLLIN)
+                    watched.add(handle)
+        while watched and (left := deadline - time.monotonic()) > 0:
+            for handle, _ in waiting.poll(left * 1000):
+                waiting.unregister(handle)
+                watched.discard(handle)

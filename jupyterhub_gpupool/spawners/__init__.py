@@ -1,0 +1,1 @@
+"""The spawners: a lease around the stock spawners of JupyterHub."""

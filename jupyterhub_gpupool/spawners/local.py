@@ -1,0 +1,85 @@
+"""The embedded default: sessions as processes of the hub's own account.  No engine, and no isolation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from functools import cached_property
+from typing import Any
+
+from jupyterhub.spawner import SimpleLocalProcessSpawner
+from jupyterhub.utils import random_port
+from traitlets import Unicode, default
+
+from ..model import Lease, Session
+from ..sessions.local import LocalSessions
+from .base import GPUPoolMixin
+
+
+class GPUPoolLocalSpawner(GPUPoolMixin, SimpleLocalProcessSpawner):
+    """Processes on this machine, over simulated or real GPUs."""
+
+    isolation_note = (
+        "This hub runs everybody's sessions under one account: they are not isolated from each other. "
+        "Use it to try the pool out, not for data that others must not see."
+    )
+
+    homes = Unicode(
+        "homes",
+        help="""Folder that holds a home for each user, named by their escaped name and a hash of it. A relative
+        path is below the hub's working directory. Example: ``"/srv/gpupool/homes"``.""",
+    ).tag(config=True)
+
+    end_timeout = 10.0
+    """Seconds that the processes of a session have to end by themselves before they are killed."""
+
+    @default("home_dir")
+    def _default_home_dir(self) -> str:
+        return os.path.join(os.path.abspath(self.homes), home_name(self.user.name))
+
+    def make_preexec_fn(self, name: str) -> None:
+        """Nothing runs between fork and exec; the working directory is given to Popen instead."""
+
+    @cached_property
+    def _sessions(self) -> LocalSessions:
+        return LocalSessions(self.pool.name)
+
+    def _prepare(self, lease: Lease) -> dict[str, Any]:
+        # The random port that the hub took is free only at the moment it looked: take one now.
+        os.makedirs(self.home_dir, mode=0o700, exist_ok=True)
+        self.popen_kwargs = {**self.popen_kwargs, "cwd": self.home_dir}
+        self.port = random_port()
+        return {"port": self.port}
+
+    async def _launched(self, lease: Lease) -> tuple[dict[str, Any], list[str]]:
+        found = await self._backend(self._sessions.environment_of, lease.session)
+        wanted = self.get_env()
+        names = ("GPUPOOL_LEASE", "GPUPOOL_CELLS", "GPUPOOL_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+        differences = [
+            f"{name} is {found.get(name)!r}" for name in names if found and found.get(name) != wanted.get(name)
+        ]
+        return {"pid": self.pid}, differences
+
+    def _attach(self, session: Session) -> None:
+        self.proc = None
+        self.pid = int(session.runtime.get("pid", 0))
+        self.port = int(session.runtime.get("port", 0))
+        # Without its token the session's rights would outlive it in the hub's database.
+        self.api_token = self._sessions.token(session.name) or self.api_token
+
+    async def _end(self, lease: Lease, now: bool) -> bool:
+        known = await self._backend(self._sessions.members, lease.session)
+        if self.pid:
+            await SimpleLocalProcessSpawner.stop(self, now=now)
+        gone = await self._backend(
+            self._sessions.remove, lease.session, timeout=self.end_timeout, known=known
+        )
+        self.pid = 0 if gone else self.pid
+        return bool(gone)
+
+
+def home_name(user: str) -> str:
+    """A folder name for a user: readable, bounded, and different for different users whatever they are called."""
+    readable = re.sub(r"[^a-z0-9_-]+", "-", user.lower())[:32].strip("-") or "user"
+    return f"{readable}-{hashlib.sha256(user.encode()).hexdigest()[:12]}"

@@ -1,0 +1,59 @@
+"""How a refusal of the pool reaches a person through JupyterHub, on every supported version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado import escape, web
+
+from ..errors import GPUPoolError
+
+try:
+    from jupyterhub.spawner import SpawnException
+
+    COUNTS_AS_FAILURE = False
+except ImportError:  # before JupyterHub 6 a refusal counts as a failed start whatever it is
+    SpawnException = None
+    COUNTS_AS_FAILURE = True
+
+
+if SpawnException is not None:
+
+    class Refusal(SpawnException):
+        """A refusal with its sentence; never counts as a failed start."""
+
+        def __init__(self, problem: GPUPoolError) -> None:
+            super().__init__(problem.message, reason=problem.reason, status_code=problem.status)
+            self.jupyterhub_message = problem.message
+
+else:
+
+    class Refusal(web.HTTPError):  # type: ignore[no-redef]
+        """A refusal with its sentence."""
+
+        def __init__(self, problem: GPUPoolError) -> None:
+            super().__init__(problem.status, problem.message)
+            self.reason = problem.reason
+            self.jupyterhub_message = problem.message
+
+        def __str__(self) -> str:
+            return self.jupyterhub_message
+
+
+class Notice(web.HTTPError):
+    """Shows the form with a text instead of starting anything: not an error, and not shown as one."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(200, text)
+        self.jupyterhub_message = ""
+        self.jupyterhub_html_message = escape.xhtml_escape(text)
+
+
+def refuse(problem: GPUPoolError, handler: Any) -> Refusal:
+    """The exception for a refusal.  On JupyterHub 5 its count as a failed start is taken back first."""
+    if COUNTS_AS_FAILURE and handler is not None:
+        settings = handler.settings
+        settings["failure_count"] = settings.get("failure_count", 0) - 1
+    return Refusal(problem)
+
+

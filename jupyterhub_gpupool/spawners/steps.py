@@ -1,0 +1,57 @@
+"""What a waiting person is told: the steps of a start, shared by all pages that look at it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ..ledger import Waiting
+
+COALESCE = 1.0
+"""Seconds between two messages of one page while places change; a long queue may move quickly."""
+
+
+class Steps:
+    """The steps of one start.  A step may replace the last one of its kind, so the list stays short."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[str, dict[str, Any]]] = []
+        self._version = 0
+        self._changed = asyncio.Event()
+
+    def add(self, progress: int, message: str, *, replaces: str = "") -> None:
+        """Tell everybody who looks.  ``progress`` is in percent."""
+        step = {"progress": progress, "message": message}
+        if replaces and self._steps and self._steps[-1][0] == replaces:
+            if self._steps[-1][1] == step:
+                return
+            self._steps.pop()
+        self._steps.append((replaces, step))
+        self._version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the steps so far, then each new one, for ever: the hub ends this when the start ends."""
+        told: list[dict[str, Any]] = []
+        while True:
+            changed, version = self._changed, self._version
+            for _, step in self._steps:
+                if step not in told:
+                    told.append(step)
+                    yield step
+            if version == self._version:
+                await changed.wait()
+                if self._steps[-1][0]:
+                    await asyncio.sleep(COALESCE)
+
+
+def place_in_words(waiting: Waiting) -> str:
+    """A place in the queue, and why it is not the person's turn, as a sentence."""
+    place = waiting.place or 1
+    if place == 1:
+        text = "You are next in the queue"
+    else:
+        text = f"You are number {place} in the queue, {waiting.ahead} before you"
+    return f"{text} ({waiting.why})" if waiting.why else text

@@ -1,0 +1,388 @@
+"use strict";
+// Keeps the pages up to date. They are whole without it: it fills in what the service streams, counts warnings
+// down, shows times locally, and sends the buttons' requests without leaving the page. What people have written
+// is only ever set as text.
+
+const page = document.body.dataset;
+const list = (name) => document.querySelector(`[data-list="${name}"]`);
+const byId = (id) => document.getElementById(id);
+const COUNTDOWN_STEPS = [60, 30, 10]; // seconds left at which a screen reader is told again
+
+// --- words, as the pages of the service write them ---------------------------------------------------
+
+function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "unknown";
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return whole % 60 ? `${minutes} min ${whole % 60} s` : `${minutes} min`;
+  return minutes % 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${Math.floor(minutes / 60)} h`;
+}
+
+const percent = (value) => (value === null ? "unknown" : `${Math.round(value)} %`);
+
+function memory(mib) {
+  if (mib === null) return "unknown";
+  return mib < 1024 ? `${Math.round(mib)} MiB` : `${(mib / 1024).toFixed(1)} GiB`;
+}
+
+const gpus = (value) => String(Math.round(value * 1000) / 1000);
+
+function words(id) {
+  const found = new Map();
+  const terms = byId(id) ? byId(id).querySelectorAll("dt") : [];
+  for (const term of terms) found.set(term.textContent, term.nextElementSibling.textContent);
+  return found;
+}
+
+const titles = words("titles");
+const modes = words("modes");
+const title = (slug) => titles.get(slug) || slug;
+
+function showTime(element, iso) {
+  element.setAttribute("datetime", iso || "");
+  element.textContent = iso ? new Date(iso).toLocaleString() : "unknown";
+}
+
+// --- filling elements ----------------------------------------------------------------------------------
+
+function field(root, name) {
+  return root.querySelector(`[data-field="${name}"]`);
+}
+
+function setText(root, name, text) {
+  const element = field(root, name);
+  const value = text === null || text === undefined ? "" : String(text);
+  if (element && element.textContent !== value) element.textContent = value;
+}
+
+function show(root, name, shown) {
+  for (const element of root.querySelectorAll(`[data-show="${name}"]`)) element.hidden = !shown;
+}
+
+function meter(root, name, value, max) {
+  const element = field(root, name);
+  if (max) element.max = max;
+  element.hidden = value === null;
+  element.value = value || 0;
+}
+
+// Makes the children of a parent those of the items, in order; keeps the ones that stay, so that neither focus
+// nor a screen reader's place is lost.
+function fillList(parent, items, key, template, fill) {
+  if (!parent) return;
+  const known = new Map();
+  for (const child of [...parent.children]) known.set(child.dataset.key, child);
+  let before = parent.firstElementChild;
+  for (const item of items) {
+    let child = known.get(key(item));
+    if (child) {
+      known.delete(key(item));
+    } else {
+      child = byId(template).content.querySelector("[data-key]").cloneNode(true);
+      child.dataset.key = key(item);
+    }
+    fill(child, item);
+    if (child === before) before = before.nextElementSibling;
+    else parent.insertBefore(child, before);
+  }
+  for (const child of known.values()) child.remove();
+}
+
+// --- sessions --------------------------------------------------------------------------------------------
+
+function fillLease(card, lease) {
+  const state = lease.state;
+  const active = state === "active";
+  card.dataset.state = state;
+  setText(card, "title", title(lease.profile));
+  for (const name of ["state", "user", "server", "slice", "enforcement", "place", "reason", "doubt"])
+    setText(card, name, lease[name]);
+  setText(card, "verdict", lease.verdict && lease.verdict.reason);
+  setText(card, "utilization", percent(lease.utilization));
+  meter(card, "utilization-meter", lease.utilization);
+  setText(card, "memory-used", memory(lease.memory_used_mib));
+  setText(card, "memory", memory(lease.memory_mib));
+  meter(card, "memory-meter", lease.memory_used_mib, lease.memory_mib || 1);
+  setText(card, "idle", duration(lease.idle_seconds || 0));
+  show(card, "server", Boolean(lease.server));
+  show(card, "queued", state === "queued");
+  show(card, "why", Boolean(lease.reason) && (state === "queued" || state === "stopping"));
+  show(card, "active", active);
+  show(card, "memory", active && lease.memory_mib !== null);
+  show(card, "open", ["queued", "starting", "active"].includes(state));
+  show(card, "doubt", Boolean(lease.doubt));
+  fillButtons(card, lease);
+  fillWarning(card, lease);
+}
+
+function fillButtons(card, lease) {
+  for (const form of card.querySelectorAll("form")) {
+    const wanted = `${page.prefix}leases/${lease.id}/${form.dataset.act}`;
+    if (form.getAttribute("action") !== wanted) form.setAttribute("action", wanted);
+  }
+  const capped = lease.extend_seconds <= 0;
+  const extend = card.querySelector('form[data-act="extend"] button');
+  extend.disabled = capped || extend.dataset.busy === "yes";
+  extend.setAttribute("aria-describedby", `cap-${lease.id}`);
+  field(card, "cap").id = `cap-${lease.id}`;
+  setText(card, "extend", duration(lease.extend_seconds));
+  setText(card, "release", lease.state === "queued" ? "Leave the queue" : "Release now");
+  const cap = capped
+    ? "It was extended as far as its profile allows."
+    : `It can be extended by ${duration(lease.extendable_seconds)} in all.`;
+  setText(card, "cap", lease.state === "active" ? cap : "");
+}
+
+function fillWarning(card, lease) {
+  const countdown = field(card, "countdown");
+  const warned = lease.deadline_seconds !== null;
+  // The same verdict again is no news: the countdown goes on where it is.
+  const stamp = warned ? `${lease.deadline_seconds} ${lease.verdict && lease.verdict.at}` : "";
+  if (countdown.dataset.stamp !== stamp) {
+    const known = countdown.dataset.stamp !== undefined || !countdown.dataset.left;
+    countdown.dataset.stamp = stamp;
+    if (warned && known) countdown.dataset.ends = String(Date.now() + lease.deadline_seconds * 1000);
+    if (!warned) delete countdown.dataset.ends;
+  }
+  show(card, "warned", warned);
+  if (!warned) delete countdown.dataset.told;
+  tick();
+}
+
+function tick() {
+  for (const countdown of document.querySelectorAll('[data-field="countdown"]')) {
+    if (!countdown.dataset.ends) continue;
+    const left = Math.max(0, (Number(countdown.dataset.ends) - Date.now()) / 1000);
+    countdown.textContent = duration(Math.ceil(left));
+    announce(countdown, left);
+  }
+}
+
+function announce(countdown, left) {
+  const told = countdown.dataset.told === undefined ? Infinity : Number(countdown.dataset.told);
+  const step = COUNTDOWN_STEPS.filter((seconds) => left <= seconds).pop();
+  const due = step !== undefined && step < told;
+  if (told !== Infinity && !due) return;
+  countdown.dataset.told = String(step === undefined ? COUNTDOWN_STEPS[0] + 1 : step);
+  const card = countdown.closest("[data-key]");
+  const name = field(card, "title").textContent;
+  byId("announcer").textContent = `Session ${name} will be stopped in ${duration(Math.ceil(left))}.`;
+}
+
+function fillLeases(shape) {
+  const own = shape.leases.filter((lease) => lease.user === page.user);
+  const others = shape.leases.filter((lease) => lease.user !== page.user);
+  fillList(list("own"), own, (lease) => lease.id, "lease-own", fillLease);
+  fillList(list("others"), others, (lease) => lease.id, "lease-others", fillLease);
+  byId("no-own").hidden = own.length > 0;
+  if (byId("no-others")) byId("no-others").hidden = others.length > 0;
+  const warned = own.filter((lease) => lease.deadline_seconds !== null).length;
+  document.title = warned ? "(!) GPU pool: a session will be stopped" : "GPU pool";
+}
+
+// --- devices and queue -----------------------------------------------------------------------------------
+
+function bars(cells) {
+  return cells.split(",").filter(Boolean).map((part) => {
+    const [first, last] = part.split("-").map(Number);
+    return { first, count: (last === undefined ? first : last) - first + 1 };
+  });
+}
+
+function fillCells(svg, device) {
+  const made = device.slices.flatMap((slice) =>
+    bars(slice.cells).map(({ first, count }) => {
+      const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+      const kind = slice.own ? "gp-own" : slice.lease ? "gp-held" : "gp-free";
+      for (const [name, value] of Object.entries({ x: first, y: 0, width: count, height: 10, class: kind }))
+        rect.setAttribute(name, value);
+      return rect;
+    }),
+  );
+  svg.setAttribute("viewBox", `0 0 ${device.cells} 10`);
+  svg.setAttribute("aria-label", `${device.cells_held} of ${device.cells} cells held`);
+  svg.replaceChildren(...made);
+}
+
+function condition(device) {
+  let text = device.health;
+  if (device.health !== "ok" && device.health_reason) text += `: ${device.health_reason}`;
+  return device.drained ? `${text}, drained` : text;
+}
+
+function fillDevice(card, device) {
+  setText(card, "name", `GPU ${device.index}: ${device.model}`);
+  show(card, "simulated", device.simulated);
+  const well = device.health === "ok" && !device.drained;
+  field(card, "health").className = `badge ${well ? "text-bg-success" : "text-bg-danger"}`;
+  setText(card, "health", condition(device));
+  setText(card, "node", device.node);
+  setText(card, "mode", device.mode);
+  setText(card, "held", `${device.cells_held} of ${device.cells}`);
+  setText(card, "utilization", percent(device.utilization));
+  meter(card, "utilization-meter", device.utilization);
+  setText(card, "memory-used", memory(device.memory_used_mib));
+  setText(card, "memory", memory(device.memory_mib));
+  meter(card, "memory-meter", device.memory_used_mib, device.memory_mib || 1);
+  fillCells(field(card, "cells"), device);
+  const rows = card.querySelector('[data-list="slices"]');
+  fillList(rows, device.slices, (slice) => slice.id, "slice", fillSlice);
+  show(card, "untouched", device.slices.length === 0);
+}
+
+function fillSlice(row, slice) {
+  setText(row, "kind", slice.kind);
+  setText(row, "numbers", `cells ${slice.cells}`);
+  setText(row, "memory", memory(slice.memory_mib));
+  let holder = "free";
+  if (slice.lease) {
+    holder = `${slice.user || "somebody"}${slice.own ? " (you)" : ""}: ${title(slice.profile)}`;
+    if (slice.state !== "active") holder += `, ${slice.state}`;
+  }
+  setText(row, "holder", holder);
+}
+
+function fillPool(shape) {
+  for (const name of ["total", "leased", "free"])
+    document.querySelector(`[data-gpus="${name}"]`).textContent = gpus(shape.gpus[name]);
+  byId("mode").textContent = shape.service.mode || "unknown";
+  byId("mode-words").textContent = modes.get(shape.service.mode) || "the service has not made a sweep yet";
+  showTime(byId("swept"), shape.service.swept_at);
+  byId("unsettled").hidden = shape.service.settled;
+  fillList(list("devices"), shape.devices, (device) => device.id, "device", fillDevice);
+  byId("no-devices").hidden = shape.devices.length > 0;
+}
+
+function fillQueue(shape) {
+  fillList(list("queue"), shape.queue, (request) => request.lease, "request", (row, request) => {
+    row.classList.toggle("table-active", request.own);
+    setText(row, "place", request.place);
+    setText(row, "who", `${request.user || "somebody"}${request.own ? " (you)" : ""}`);
+    setText(row, "title", title(request.profile));
+    showTime(field(row, "since"), request.since);
+  });
+  byId("queue").hidden = shape.queue.length === 0;
+  byId("no-queue").hidden = shape.queue.length > 0;
+}
+
+// --- the stream ------------------------------------------------------------------------------------------
+
+let newsAt = new Date(); // when the page was last known to be right
+let broken; // the timer that says so when a stream that ended does not come back
+
+function say(text) {
+  const element = byId("connection");
+  if (element.textContent !== text) element.textContent = text;
+  element.hidden = !text;
+}
+
+function since() {
+  return `showing the state of ${newsAt.toLocaleTimeString()}`;
+}
+
+function connected() {
+  clearTimeout(broken);
+  broken = undefined;
+  say("");
+}
+
+function disconnected(stream) {
+  if (stream.readyState === EventSource.CLOSED) {
+    // Refused, not broken: EventSource does not say why, so a request of the same kind is asked.
+    explain();
+  } else if (broken === undefined) {
+    broken = setTimeout(() => say(`Not connected, ${since()}. Trying again…`), 3000);
+  }
+}
+
+async function explain() {
+  clearTimeout(broken);
+  broken = undefined;
+  let refused = false;
+  try {
+    const answer = await fetch(`${page.prefix}api/queue`, { headers: { "X-XSRFToken": page.xsrf } });
+    refused = answer.status === 403;
+  } catch {
+    refused = false; // no answer at all: the service is away
+  }
+  if (refused) {
+    say(`Not connected, ${since()}. Your login is no longer valid here: reload the page.`);
+  } else {
+    say(`Not connected, ${since()}. Trying again…`);
+    setTimeout(connect, 3000);
+  }
+}
+
+function connect() {
+  const stream = new EventSource(`${page.prefix}api/stream?_xsrf=${encodeURIComponent(page.xsrf)}`);
+  const on = (name, fill) =>
+    stream.addEventListener(name, (event) => {
+      newsAt = new Date();
+      fill(JSON.parse(event.data));
+      showTime(byId("as-of"), newsAt.toISOString());
+    });
+  stream.addEventListener("open", connected);
+  stream.addEventListener("error", () => disconnected(stream));
+  on("pool", fillPool);
+  on("leases", fillLeases);
+  on("queue", fillQueue);
+  stream.addEventListener("problem", (event) => {
+    const problem = JSON.parse(event.data);
+    say(problem ? `${problem.message} The page is ${since()}.` : "");
+  });
+  window.addEventListener("pagehide", () => stream.close(), { once: true });
+}
+
+// --- buttons ---------------------------------------------------------------------------------------------
+
+async function act(form) {
+  const card = form.closest("[data-key]");
+  const button = form.querySelector("button");
+  const extend = form.dataset.act === "extend";
+  const lease = `${page.prefix}api/leases/${card.dataset.key}`;
+  button.dataset.busy = "yes";
+  button.disabled = true;
+  setText(card, "problem", "");
+  try {
+    const answer = await fetch(extend ? `${lease}/extend` : lease, {
+      method: extend ? "POST" : "DELETE",
+      headers: { "X-XSRFToken": page.xsrf },
+    });
+    const shape = await answer.json();
+    if (!answer.ok) setText(card, "problem", shape.message);
+    else fillLease(card, shape);
+  } catch {
+    setText(card, "problem", "The service did not answer. Reload the page to see what became of it.");
+  } finally {
+    delete button.dataset.busy;
+    if (!extend || field(card, "problem").textContent) button.disabled = false;
+  }
+}
+
+document.addEventListener("submit", (event) => {
+  if (!event.target.dataset.act) return;
+  event.preventDefault();
+  act(event.target);
+});
+
+// --- start -----------------------------------------------------------------------------------------------
+
+for (const element of document.querySelectorAll("time[datetime]"))
+  if (element.getAttribute("datetime")) showTime(element, element.getAttribute("datetime"));
+
+function theme() {
+  // The hub's own choice of theme is kept in this browser by its pages.
+  const chosen = localStorage.getItem("jupyterhub-bs-theme");
+  const dark = chosen ? chosen === "dark" : window.matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.setAttribute("data-bs-theme", dark ? "dark" : "light");
+}
+
+theme();
+if (list("own")) {
+  for (const countdown of document.querySelectorAll("[data-left]"))
+    if (countdown.dataset.left) countdown.dataset.ends = String(Date.now() + Number(countdown.dataset.left) * 1000);
+  tick();
+  setInterval(tick, 1000);
+  connect();
+}

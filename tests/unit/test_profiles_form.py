@@ -1,0 +1,277 @@
+"""The form: what it shows, what comes back from it, and what a link may fill in."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jupyterhub_gpupool import profiles
+from jupyterhub_gpupool.errors import Rejected
+from jupyterhub_gpupool.model import Kind, Wish
+from jupyterhub_gpupool.profiles import Availability
+
+OFFER = profiles.read(
+    [
+        {
+            "slug": "share",
+            "display_name": "<i>Share</i>",
+            "description": 'for "most" & more',
+            "gpu": {"memory": "20G", "compute": 25},
+            "max_age": 43200,
+            "profile_options": {
+                "image": {
+                    "display_name": "Image",
+                    "choices": {"one": {"display_name": "One"}, "two": {}},
+                    "unlisted_choice": {
+                        "enabled": True,
+                        "display_name": "Your image",
+                        "validation_regex": '[a-z"<>]+',
+                        "validation_message": "small letters",
+                    },
+                }
+            },
+        },
+        {"slug": "vision", "display_name": "Vision", "gpu": {"count": 2}, "allowed_groups": ["vision"]},
+        {"slug": "cpu", "display_name": "CPU"},
+    ]
+)
+
+
+class Form(HTMLParser):
+    """What a browser without JavaScript would show and send."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.fields: dict[str, list[str]] = {}
+        self.radios: dict[str, dict[str, Any]] = {}
+        self.ids: list[str] = []
+        self.about: list[str] = []
+        self.labels: set[str] = set()
+        self.controls: list[str] = []
+        self.tags: list[str] = []
+        self.text: list[str] = []
+        self._select = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        have = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [have["id"]] if have.get("id") else []
+        self.about += (have.get("aria-describedby") or "").split()
+        if tag == "label":
+            self.labels.add(have["for"] or "")
+        if tag in ("input", "select"):
+            self.controls.append(have["id"] or "")
+        if tag == "input" and have.get("type") == "radio":
+            self.radios[have["value"] or ""] = have
+            if "checked" in have and "disabled" not in have:
+                self.fields.setdefault(have["name"] or "", []).append(have["value"] or "")
+        elif tag == "input":
+            self.fields.setdefault(have["name"] or "", []).append(have["value"] or "")
+        elif tag == "select":
+            self._select = have["name"] or ""
+        elif tag == "option" and "selected" in have:
+            self.fields.setdefault(self._select, []).append(have["value"] or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def render(**more: Any) -> Form:
+    known: dict[str, Any] = {"user": "ada", "groups": [], "availability": {}, "selected": None} | more
+    return Form(profiles.render_form(OFFER, **known))
+
+
+def test_what_the_form_sends_untouched_is_the_default() -> None:
+    form = render()
+    assert form.fields == {
+        "profile": ["share"],
+        "profile-option-share--image": ["one"],
+        "profile-option-share--image--unlisted-choice": [""],
+    }
+    choice = profiles.resolve(OFFER, profiles.parse_form(form.fields), user="ada", groups=[])
+    assert choice == profiles.resolve(OFFER, None, user="ada", groups=[])
+
+
+@pytest.mark.parametrize(
+    "selected",
+    [
+        {"profile": "cpu"},
+        {"profile": "share", "image": "two"},
+        {"profile": "share", "image--unlisted-choice": 'a"<b>'},
+    ],
+)
+def test_the_last_choice_is_filled_in_and_comes_back(selected: dict[str, str]) -> None:
+    sent = profiles.parse_form(render(selected=selected).fields)
+    assert profiles.resolve(OFFER, sent, user="ada", groups=[]).options == selected
+
+
+@pytest.mark.parametrize(
+    "selected",
+    [
+        {"profile": "gone"},
+        {"profile": "vision"},
+        {"profile": ["cpu"]},
+        {"profile": "share", "image": "gone"},
+        {"profile": "share", "image": 3, "image--unlisted-choice": "x" * 1001},
+        {"profile": "share", "image--unlisted-choice": "a\0"},
+        {"image": "two"},
+        {},
+        None,
+    ],
+)
+def test_what_is_no_longer_offered_is_passed_over(selected: Any) -> None:
+    assert render(selected=selected).fields == render().fields
+
+
+def test_a_foreign_profile_is_shown_with_the_reason_and_cannot_be_picked() -> None:
+    form = render(availability={"vision": Availability(allowed=True)})
+    assert "disabled" in form.radios["vision"]
+    assert "not for you: for group vision" in form.words
+    assert "disabled" not in render(groups=["vision"]).radios["vision"]
+    assert "disabled" not in render(admin=True).radios["vision"]
+
+
+def test_what_can_never_be_had_is_closed_with_its_reason() -> None:
+    form = render(availability={"share": Availability(allowed=False, reason="larger than your limit")})
+    assert "disabled" in form.radios["share"]
+    assert "not for you: larger than your limit" in form.words
+    assert form.fields == {"profile": ["cpu"]}
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (Availability(free=2), "2 free"),
+        (Availability(free=0, queued=3), "none free, 3 in the queue"),
+        (
+            Availability(free=0, queued=3, place_wait=(120, 600)),
+            "none free, 3 in the queue, about 2 min to 10 min to wait",
+        ),
+        (Availability(free=None, queued=3), "not known yet"),
+        (None, "not known yet"),
+    ],
+)
+def test_what_is_free_is_said_in_words(seen: Availability | None, words: str) -> None:
+    assert words in render(availability={"share": seen} if seen else {}).words
+
+
+def test_everything_is_said_that_was_asked_for() -> None:
+    form = render(
+        notice="The ledger does not answer.", simulated=True, isolation_note="It isolates <nobody>."
+    )
+    for words in (
+        "The ledger does not answer.",
+        "GPUs here are simulated",
+        "It isolates <nobody>.",
+        "share of a GPU: 20 GiB, 25 % of the compute",
+        "ends after 12 h",
+        "taken back after 30 min without use, with a warning 10 min before",
+        "small letters",
+    ):
+        assert words in form.words
+    assert "simulated" not in render().words
+
+
+def test_nobody_can_write_markup_into_the_page() -> None:
+    page = profiles.render_form(
+        OFFER,
+        user="<script>u",
+        groups=[],
+        availability={"share": Availability(False, "<script>r"), "cpu": Availability(False, "<script>c")},
+        selected={"profile": "share", "image--unlisted-choice": "<script>s"},
+        notice="<script>n",
+    )
+    assert page.count("<script>") == 1  # the form's own
+    assert "<i>Share" not in page and "&lt;i&gt;Share" in page
+    assert "No profile is open to &lt;script&gt;u" in page
+
+
+def test_every_control_has_a_label_and_every_reference_a_target() -> None:
+    form = render(groups=["vision"])
+    assert len(form.ids) == len(set(form.ids))
+    assert set(form.about) <= set(form.ids) and form.about
+    assert set(form.controls) <= form.labels
+    assert form.tags.count("fieldset") == form.tags.count("legend") == 2
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"profile": ["cpu", "share"]},
+        {"profile": ["share"], "profile-option-share--image": ["one", "two"]},
+        {"profile": ["cpu"], "gpu": ["8"]},
+        {"profile": ["cpu"], "x" * 10_000: ["\n"]},
+        {"profile_file": [{"filename": "x", "body": b""}]},
+        {"profile": [{"filename": "x"}]},
+        {"profile": []},
+    ],
+)
+def test_fields_that_no_form_of_ours_has_are_refused(form: Any) -> None:
+    with pytest.raises(Rejected) as caught:
+        profiles.parse_form(form)
+    assert caught.value.status == 400
+    assert caught.value.message.isprintable() and len(caught.value.message) < 300
+
+
+def test_a_form_with_no_profile_is_an_empty_choice() -> None:
+    assert profiles.parse_form({"_xsrf": ["a", "b"], "profile-option-share--image": ["two"]}) == {}
+
+
+@pytest.mark.parametrize(
+    ("query", "filled"),
+    [
+        ({"profile": ["share"], "image": ["two"]}, {"profile": "share", "image": "two"}),
+        (
+            {"profile": ["share"], "profile-option-share--image": ["two"]},
+            {"profile": "share", "image": "two"},
+        ),
+        ({"profile": ["share"], "profile-option-cpu--image": ["two"]}, {"profile": "share"}),
+        ({"profile": ["share"], "image": ["x" * 1001], "y": ["\0"], "z": []}, {"profile": "share"}),
+        ({"profile": "share"}, {}),
+        ({}, {}),
+    ],
+)
+def test_a_link_fills_the_form_in(query: Any, filled: dict[str, str]) -> None:
+    assert profiles.parse_query(query) == filled
+
+
+@given(st.dictionaries(st.text(), st.lists(st.text()) | st.none() | st.integers()))
+def test_a_link_never_breaks_the_form(query: Any) -> None:
+    filled = profiles.parse_query(query)
+    assert render(selected=filled).fields["profile"] == ["cpu" if filled.get("profile") == "cpu" else "share"]
+
+
+@given(st.dictionaries(st.text() | st.just("profile"), st.lists(st.text() | st.sampled_from(list(OFFER)))))
+def test_any_form_is_a_choice_or_refused(form: Any) -> None:
+    try:
+        profiles.resolve(OFFER, profiles.parse_form(form), user="ada", groups=[])
+    except Rejected as problem:
+        assert problem.status in (400, 403)
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (Wish(), "no GPU"),
+        (Wish(Kind.GPU), "1 whole GPU"),
+        (Wish(Kind.GPU, count=2, model="A100*"), "2 whole GPUs (A100*)"),
+        (Wish(Kind.MIG, mig="1g.10gb"), "MIG instance 1g.10gb"),
+        (Wish(Kind.SHARE, memory_mib=512), "share of a GPU: 512 MiB"),
+        (
+            Wish(Kind.SHARE, fraction="1/3", compute=20),
+            "share of a GPU: 1/3 of the memory, 20 % of the compute",
+        ),
+        (Wish(Kind.SHARE, compute=20), "share of a GPU: 20 % of the compute"),
+    ],
+)
+def test_wishes_in_words(wish: Wish, words: str) -> None:
+    assert profiles.describe_wish(wish) == words
