@@ -194,21 +194,22 @@ class Stream(API):
 
     async def _follow(self, feed: Feed, watch: Watch) -> None:
         sent: dict[str, str] = {}
-        ends_at = time.monotonic() + STREAM_LIFE
-        async for changed in watch:
-            if changed:
-                for event, text in self._now(feed).items():
-                    if sent.get(event) != text:
-                        self.write(f"event: {event}\ndata: {text}\n\n")
-                        sent[event] = text
-            else:
-                self.write(": still here\n\n")
-            await self.flush()
-            if time.monotonic() >= ends_at:
+        wrote_at = began = time.monotonic()
+        async for _ in watch:
+            news = {name: text for name, text in self._now(feed).items() if sent.get(name) != text}
+            lines = [f"event: {name}\ndata: {text}\n\n" for name, text in news.items()]
+            sent |= news
+            if not lines and time.monotonic() - wrote_at >= KEEP_ALIVE:
+                lines = [": still here\n\n"]
+            if lines:
+                wrote_at = time.monotonic()
+                self.write("".join(lines))
+                await self.flush()
+            if time.monotonic() - began >= STREAM_LIFE:
                 return
 
     def _now(self, feed: Feed) -> dict[str, str]:
-        """What the person should know now: the state, or why it is not known.  ``ok`` ends a problem."""
+        """What the person should know now: the state, or why it is not known; null ends a problem."""
         if feed.problem is not None:
             problem = feed.problem
             return {"problem": json.dumps(shapes.error(problem.status, problem.reason, problem.message))}

@@ -109,9 +109,14 @@ class Feed:
             assert self.latest is not None
             return self.latest
 
+    def expire(self) -> None:
+        """Let the next question be answered by a new read: something is known to have changed."""
+        self._tried_at = None
+
     async def refresh(self) -> Snapshot:
         """Read again, after something was changed through the service."""
-        return await self.fresh(0.0)
+        self.expire()
+        return await self.fresh()
 
     async def _read(self) -> None:
         self._tried_at = self._clock()
@@ -121,9 +126,12 @@ class Feed:
         except GPUPoolError as problem:
             self._fail(problem)
             raise
+        # Every write raises the version: the same one again is the same state, only read later.
+        news = self.latest is None or self.problem is not None or found.version != self.latest.version
         self.latest, self.problem, self._read_at = found, None, self._clock()
-        self._rendered = {}
-        self._announce()
+        if news:
+            self._rendered = {}
+            self._announce()
 
     def _fail(self, problem: GPUPoolError) -> None:
         self.problem = problem
@@ -154,6 +162,11 @@ class Feed:
             await asyncio.wait_for(self._wanted.wait(), seconds)
         except TimeoutError:
             return
+
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._watches)
 
     @contextmanager
     def watch(self, keep_alive: float) -> Iterator[Watch]:

@@ -429,7 +429,7 @@ class GPUPoolMixin(Spawner):
         self._launching = True
         if lease.state is State.STARTING:
             self._lease = await self.pool.move("activate", lease, actor="hub", reason="adopted")
-        else:
+        elif lease.state is State.ACTIVE:
             await self.pool.ask("checkpoint", lease.id, session.runtime, session.url)
         if self.orm_spawner is not None:
             self.orm_spawner.state = self.get_state()
