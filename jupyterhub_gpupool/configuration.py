@@ -85,7 +85,9 @@ def _hub(c: Config, spawner: type[GPUPoolLocalSpawner]) -> None:
 
 
 def _service(c: Config, state: Path) -> None:
-    handed = {name: _plain(c[name]) for name in ("GPUPool", "GPUPoolService", "SimulatedDevices") if name in c}
+    handed = {
+        name: _plain(c[name]) for name in ("GPUPool", "GPUPoolService", "SimulatedDevices") if name in c
+    }
     path = state / "service.json"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         json.dump(handed, file)
@@ -130,7 +132,7 @@ def _port(state: Path) -> int:
 def _check(c: Config, spawner: type[GPUPoolLocalSpawner]) -> GPUPool:
     """Check every key of the pool's sections, and every value, before anything starts."""
     for section, owner in SECTIONS.items():
-        known = owner.class_trait_names(config=True)
+        known = set(owner.class_trait_names(config=True))
         for key in c.get(section, {}):
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1)

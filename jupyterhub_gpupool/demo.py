@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -141,6 +142,8 @@ def configure_hub(c: Any, demo: Demo) -> None:
         "global": {"checkNewVersion": False, "sendAnonymousUsage": False}
     }
 
+    # Two demos under one account: each knows its own sessions by the name of its pool.
+    c.GPUPool.name = f"demo-{hashlib.sha256(str(state).encode()).hexdigest()[:8]}"
     c.GPUPool.database_url = f"sqlite:///{quote(str(state / 'ledger.sqlite'))}"
     c.GPUPoolService.port = demo.ports["service"]
 

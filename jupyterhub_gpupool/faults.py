@@ -1,7 +1,9 @@
 """Named points between two side effects at which a test can make the process fail.
 
 ``GPUPOOL_FAULT=<name>:<kill|raise>:<n>`` arms one point (several are separated by commas): at its n-th
-passing the process kills itself with SIGKILL or raises.  Without the variable a point does nothing.
+passing the process kills itself with SIGKILL or raises.  ``GPUPOOL_FAULT=@<file>`` reads the same from a
+file whenever a point is passed: so a process is armed that runs already, and whoever fails removes the file.
+Without the variable a point does nothing.
 The idea is SQLite's fault injection and FoundationDB's *buggify*.
 """
 
@@ -11,6 +13,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 POINTS: dict[str, str] = {
     "enqueue.done": "the request is in the queue, nobody waits for it yet",
@@ -49,13 +52,18 @@ def point(name: str) -> None:
     POINTS[name]
     if _hook is not None:
         _hook(name)
-    armed = os.environ.get("GPUPOOL_FAULT")
+    armed, file = os.environ.get("GPUPOOL_FAULT", ""), None
+    if armed.startswith("@"):
+        file = Path(armed[1:])
+        armed = file.read_text() if file.exists() else ""
     if not armed:
         return
     _passed[name] += 1
     for spec in armed.split(","):
-        wanted, action, count = (spec.split(":") + ["kill", "1"])[:3]
+        wanted, action, count = ([*spec.split(":"), "kill", "1"])[:3]
         if wanted == name and _passed[name] == int(count):
+            if file is not None:
+                file.unlink()
             if action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise InjectedFault(f"fault point {name}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -17,10 +17,12 @@ from typing import Any, ParamSpec, TypeVar
 from traitlets import Dict, Float, Integer, List, TraitError, Unicode, default, validate
 from traitlets.config import LoggingConfigurable
 
-from . import fairness, placement, profiles
+from . import fairness, placement
 from .errors import GPUPoolError, Unavailable
 from .ledger import Ledger, Policy, Snapshot, Waiting
 from .model import Lease, Limit, Request, State
+from .profiles import Availability, may_use
+from .profiles import read as read_profiles
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,7 +98,11 @@ class GPUPool(LoggingConfigurable):
     @validate("name", "hub_name")
     def _valid_name(self, proposal: Any) -> str:
         value = str(proposal.value)
-        if not value or len(value) > 40 or not all(c.isascii() and (c.isalnum() or c in ".-_") for c in value):
+        if (
+            not value
+            or len(value) > 40
+            or not all(c.isascii() and (c.isalnum() or c in ".-_") for c in value)
+        ):
             raise TraitError(
                 f"GPUPool.{proposal.trait.name} is {value!r}; allowed are 1 to 40 letters, digits, '.', '-', '_'."
             )
@@ -113,7 +119,7 @@ class GPUPool(LoggingConfigurable):
     @validate("profiles")
     def _valid_profiles(self, proposal: Any) -> list[dict[str, Any]]:
         try:
-            profiles.read(proposal.value)
+            read_profiles(proposal.value)
         except ValueError as problem:
             raise TraitError(f"GPUPool.profiles: {problem}") from problem
         return list(proposal.value)
@@ -132,7 +138,7 @@ class GPUPool(LoggingConfigurable):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.offer = profiles.read(self.profiles)
+        self.offer = read_profiles(self.profiles)
         self.caps: dict[str, Limit] = fairness.read_limits(self.limits)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpupool-ledger")
         self._ledger: Ledger | None = None
@@ -255,7 +261,7 @@ class GPUPool(LoggingConfigurable):
 
     async def availability(
         self, user: str, groups: list[str], admin: bool
-    ) -> tuple[Snapshot, dict[str, profiles.Availability]]:
+    ) -> tuple[Snapshot, dict[str, Availability]]:
         """What this person could have now, by profile."""
         snapshot: Snapshot = await self.ask("snapshot")
         return snapshot, available(self, snapshot, user, groups, admin)
@@ -279,7 +285,7 @@ class _Watch:
         """Return at the next change, or when the time is over."""
         try:
             await asyncio.wait_for(self._changed.wait(), max(0.01, seconds))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return
 
 
@@ -294,15 +300,15 @@ def transition_line(lease: Lease, before: str) -> str:
 
 def available(
     pool: GPUPool, snapshot: Snapshot, user: str, groups: list[str], admin: bool = False
-) -> dict[str, profiles.Availability]:
+) -> dict[str, Availability]:
     """What a person could have at this moment, by profile: pure, from one view of the ledger."""
     occupancy = snapshot.occupancy
     queued: dict[str, int] = {}
     for lease in snapshot.queue:
         queued[lease.profile] = queued.get(lease.profile, 0) + 1
-    found = {}
+    found: dict[str, Availability] = {}
     for profile in pool.offer.values():
-        allowed, reason = profiles.may_use(profile, groups, admin)
+        allowed, reason = may_use(profile, groups, admin)
         free: int | None = None
         if snapshot.settled and snapshot.devices:
             try:
@@ -313,9 +319,7 @@ def available(
                 allowed, reason = False, reason or never.message
             if profile.wish.kind.value != "cpu":
                 free = placement.count_free(profile.wish, snapshot.devices, occupancy)
-        found[profile.slug] = profiles.Availability(
+        found[profile.slug] = Availability(
             allowed=allowed, reason=reason, free=free, queued=queued.get(profile.slug, 0)
         )
     return found
-
-

@@ -28,9 +28,7 @@ def enforcement(lease: Lease) -> str:
             return "TensorFlow's limit, for each process"
 
 
-def environment(
-    lease: Lease, *, pool: str, owner: Owner, tensorflow: Mapping[str, str]
-) -> dict[str, str]:
+def environment(lease: Lease, *, pool: str, owner: Owner, tensorflow: Mapping[str, str]) -> dict[str, str]:
     """The variables of the session, all of them; ``tensorflow`` holds ``precision``, ``xla``, ``memory``.
 
     Memory is in MiB for each GPU of the slice, compute in percent.  A session without a GPU sees none.
@@ -44,7 +42,9 @@ def environment(
         "GPUPOOL_PROFILE": lease.profile,
         "GPUPOOL_SLICE": lease.wish.kind.value,
         "GPUPOOL_DEVICES": ",".join(item.device for item in lease.slices),
-        "GPUPOOL_CELLS": json.dumps({item.device: ranges(item.cells) for item in lease.slices}, separators=(",", ":")),
+        "GPUPOOL_CELLS": json.dumps(
+            {item.device: ranges(item.cells) for item in lease.slices}, separators=(",", ":")
+        ),
         "GPUPOOL_PRECISION": tensorflow.get("precision", "auto"),
         "GPUPOOL_XLA": tensorflow.get("xla", "auto"),
         "NVIDIA_VISIBLE_DEVICES": visible or NO_DEVICE,

@@ -59,7 +59,6 @@ for extra in "$@"; do
     fi
     say "Installing $title"
     .venv/bin/python -m pip install --no-input --disable-pip-version-check --progress-bar on -e ".[$extra]" ||
-        fail "$title could not be installed: pip's reason is above. If it could not reach its package index, look at
-         the network (or set pip's proxy or index-url), then run make again: what is installed already is kept."
+        fail "$title could not be installed: pip's reason is above. Without a network it cannot work; what is there is kept."
     echo "$source" >"$stamp"
 done

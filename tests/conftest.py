@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--require",
         default="",
         metavar="MARKERS",
-        help="comma-separated markers whose tests fail where what they need is missing, instead of being skipped",
+        help="comma-separated markers whose tests fail, not skip, where what they need is missing",
     )
 
 

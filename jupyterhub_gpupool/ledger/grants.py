@@ -117,7 +117,9 @@ class _Round:
         self.devices = grants.devices(tx)
         self.occupancy = self._occupancy()
         self.reserved: placement.Reserved | None = None
-        self.hopeless: set[tuple[str, bool]] = set()  # wishes found not to fit, before or after the reservation
+        self.hopeless: set[tuple[str, bool]] = (
+            set()
+        )  # wishes found not to fit, before or after the reservation
         self.usage = _UsageReader(tx)
         self.epoch = tx.epoch
 
@@ -142,7 +144,7 @@ class _Round:
         if key in self.hopeless:
             return False
         wish = rows.wish(row.wish)
-        groups = rows.json.loads(row.groups)
+        groups = rows.load(row.groups)
         least = placement.cost(wish, self.devices)
         admitted = self._admit(row, groups, least)
         if not admitted.allowed:
@@ -260,9 +262,9 @@ def queue_usage(tx: Transaction, owner: str, user: str, groups: Sequence[str]) -
     waiting = tx.run(
         select(t.leases.c.owner, t.leases.c.groups).where(t.leases.c.state == State.QUEUED.value)
     ).all()
-    of_group = {group: 0 for group in groups}
+    of_group = dict.fromkeys(groups, 0)
     for row in waiting:
-        for group in rows.json.loads(row.groups):
+        for group in rows.load(row.groups):
             if group in of_group:
                 of_group[group] += 1
     return {

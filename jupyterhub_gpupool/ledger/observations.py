@@ -113,7 +113,9 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
 def restart_warnings(tx: Transaction) -> None:
     """Give every warned lease its full time again: nobody counted down while the service was away."""
     for row in tx.run(
-        select(t.leases).where(t.leases.c.deadline_seconds.is_not(None), t.leases.c.state == State.ACTIVE.value)
+        select(t.leases).where(
+            t.leases.c.deadline_seconds.is_not(None), t.leases.c.state == State.ACTIVE.value
+        )
     ).all():
         set_columns(tx, row.id, deadline_seconds=float(rows.terms(row.terms).warn))
 
@@ -123,7 +125,9 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
     row = row_of(tx, lease)
     if State(row.state) is not State.ACTIVE:
         raise Rejected(
-            f"This session is {row.state}; only an active one can be extended.", reason="not-active", status=409
+            f"This session is {row.state}; only an active one can be extended.",
+            reason="not-active",
+            status=409,
         )
     terms = rows.terms(row.terms)
     left = terms.extend_max - row.extended_seconds
@@ -133,7 +137,7 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
             reason="extend-max",
             status=409,
         )
-    given = min(terms.extend, left)
+    given = float(min(terms.extend, left))
     warned_for_idle = row.warned_for != "max_age"
     set_columns(
         tx,
@@ -191,8 +195,13 @@ def sync_inventory(tx: Transaction, found: Sequence[Device]) -> bool:
                 tx.run(update(t.devices).where(t.devices.c.id == item.id).values(seen_at=tx.now, **values))
                 changed = True
                 if row.health != values["health"]:
-                    note(tx, "service", "device-health", f"{row.health}→{item.health}: {item.health_reason}",
-                         device=item.id)
+                    note(
+                        tx,
+                        "service",
+                        "device-health",
+                        f"{row.health}→{item.health}: {item.health_reason}",
+                        device=item.id,
+                    )
     for row in known.values():
         if row.health != Health.LOST:
             why = "the inventory no longer sees it"
@@ -222,10 +231,9 @@ def read_devices(tx: Transaction, readings: Mapping[str, Sample]) -> None:
 def lead(tx: Transaction, holder: str, seconds: float) -> bool:
     """Become, or stay, the one service that acts; False while another one is."""
     row = tx.run(select(t.pool.c.leader, t.pool.c.leader_until)).one()
-    if row.leader not in ("", holder) and row.leader_until > tx.now:
-        # A clock that went back must not lock everybody out: nobody leads longer than it asked for.
-        if row.leader_until <= tx.now + 10 * seconds:
-            return False
+    # A clock that went back must not lock everybody out: nobody leads much longer than it asked for.
+    if row.leader not in ("", holder) and tx.now < row.leader_until <= tx.now + 10 * seconds:
+        return False
     tx.run(update(t.pool).values(leader=holder, leader_until=tx.now + seconds))
     return True
 

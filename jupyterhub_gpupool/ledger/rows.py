@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
@@ -31,6 +31,11 @@ from . import schema as t
 def dump(value: Any) -> str:
     """JSON as the ledger stores it."""
     return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
+def load(text: str) -> Any:
+    """The inverse of :func:`dump`."""
+    return json.loads(text)
 
 
 def device(row: Any) -> Device:
@@ -71,12 +76,8 @@ def device_values(found: Device) -> dict[str, Any]:
 
 
 _of_one = select(t.slices).where(t.slices.c.lease == bindparam("key")).order_by(t.slices.c.ordinal)
-_of_held = (
-    select(t.slices)
-    .join(t.leases, t.leases.c.id == t.slices.c.lease)
-    .where(t.leases.c.held == 1)
-    .order_by(t.slices.c.lease, t.slices.c.ordinal)
-)
+AT_ONCE = 500
+"""Leases named in one query: a list of parameters has its limits."""
 
 
 def slices_of(conn: Connection, leases: Collection[str]) -> Mapping[str, tuple[Slice, ...]]:
@@ -97,15 +98,15 @@ def slices_of(conn: Connection, leases: Collection[str]) -> Mapping[str, tuple[S
     return {lease: tuple(items) for lease, items in found.items()}
 
 
-def _slice_rows(conn: Connection, leases: Collection[str]) -> Iterable[Any]:
-    if not leases:
-        return []
+def _slice_rows(conn: Connection, leases: Collection[str]) -> Iterator[Any]:
     if len(leases) == 1:
-        return conn.execute(_of_one, {"key": next(iter(leases))})
-    if len(leases) > 500:  # a list of parameters has its limits; all held leases are then the question anyway
-        return conn.execute(_of_held)
-    order = (t.slices.c.lease, t.slices.c.ordinal)
-    return conn.execute(select(t.slices).where(t.slices.c.lease.in_(leases)).order_by(*order))
+        yield from conn.execute(_of_one, {"key": next(iter(leases))})
+        return
+    wanted = list(leases)
+    for start in range(0, len(wanted), AT_ONCE):
+        part = t.slices.c.lease.in_(wanted[start : start + AT_ONCE])
+        order = (t.slices.c.lease, t.slices.c.ordinal)
+        yield from conn.execute(select(t.slices).where(part).order_by(*order))
 
 
 def terms(text: str) -> Terms:

@@ -58,11 +58,15 @@ def file_of(url: str) -> Path | None:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise ValueError(f"{url!r} is not an SQLAlchemy URL such as 'sqlite:////srv/gpupool.sqlite'.") from None
+        raise ValueError(
+            f"{url!r} is not an SQLAlchemy URL such as 'sqlite:////srv/gpupool.sqlite'."
+        ) from None
     if parsed.get_backend_name() != "sqlite":
         return None
     if not parsed.database:
-        raise ValueError("A ledger in memory is lost with its process; name a file: 'sqlite:////srv/gpupool.sqlite'.")
+        raise ValueError(
+            "A ledger in memory is lost with its process; name a file: 'sqlite:////srv/gpupool.sqlite'."
+        )
     return Path(parsed.database)
 
 
@@ -202,7 +206,9 @@ def _in_words(place: str | None) -> Iterator[None]:
     try:
         yield
     except IntegrityError as problem:
-        raise LeaseConflict(f"The ledger refused a change that would break its rules: {problem.orig}") from problem
+        raise LeaseConflict(
+            f"The ledger refused a change that would break its rules: {problem.orig}"
+        ) from problem
     except (OperationalError, DBAPIError) as problem:
         said = str(problem.orig)
         known = {

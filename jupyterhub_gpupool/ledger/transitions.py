@@ -13,7 +13,6 @@ from . import rows
 from . import schema as t
 from .store import Transaction
 
-
 # Built once: building a statement costs more than SQLite takes to run it.
 _lease_by_id = select(t.leases).where(t.leases.c.id == bindparam("key"))
 _open_lease = select(t.leases).where(
@@ -27,10 +26,16 @@ _insert_event = insert(t.events)
 _insert_lease = insert(t.leases)
 _insert_slice = insert(t.slices)
 _held = (
-    select(t.claims.c.device, func.count()).where(t.claims.c.lease == bindparam("key")).group_by(t.claims.c.device)
+    select(t.claims.c.device, func.count())
+    .where(t.claims.c.lease == bindparam("key"))
+    .group_by(t.claims.c.device)
 )
 _free = delete(t.claims).where(t.claims.c.lease == bindparam("key"))
-_use = update(t.devices).where(t.devices.c.id == bindparam("key")).values(used=t.devices.c.used + bindparam("more"))
+_use = (
+    update(t.devices)
+    .where(t.devices.c.id == bindparam("key"))
+    .values(used=t.devices.c.used + bindparam("more"))
+)
 _claimed = select(t.claims.c.device, t.claims.c.cell).where(t.claims.c.lease == bindparam("key"))
 _claim_range = insert(t.claims).from_select(
     ["device", "cell", "lease", "ordinal", "held"],
@@ -115,9 +120,7 @@ def owner_key(tx: Transaction, owner: Owner) -> str:
         tx.run(update(t.owners).where(t.owners.c.id == row.id).values(name=owner.name))
         return str(row.id)
     key = uuid.uuid4().hex
-    tx.run(
-        insert(t.owners).values(id=key, hub_id=owner.hub_id, created=owner.created, name=owner.name)
-    )
+    tx.run(insert(t.owners).values(id=key, hub_id=owner.hub_id, created=owner.created, name=owner.name))
     return key
 
 
@@ -286,10 +289,7 @@ def check(tx: Transaction, lease: str) -> None:
     written = {
         (item.device, cell) for item in rows.slices_of(tx.conn, [lease]).get(lease, ()) for cell in item.cells
     }
-    held = {
-        (claim.device, claim.cell)
-        for claim in tx.run(_claimed, {"key": lease})
-    }
+    held = {(claim.device, claim.cell) for claim in tx.run(_claimed, {"key": lease})}
     wanted = written if row.held else set()
     if held != wanted:
         raise LeaseConflict(f"Lease {lease} would hold {len(held)} cells, its slices name {len(wanted)}.")

@@ -31,11 +31,13 @@ def problems(conn: Connection) -> list[str]:
             found.append(f"lease {row.id} counts as {row.gpus} GPUs, its slices are {size}")
     cells = Counter((claim.device, claim.cell) for claim in conn.execute(select(t.claims)))
     found += [f"cell {device}:{cell} is claimed {n} times" for (device, cell), n in cells.items() if n > 1]
-    per_device = select(t.claims.c.device, func.count()).group_by(t.claims.c.device)
-    counted = {device: size for device, size in conn.execute(per_device)}
+    per_device = select(t.claims.c.device, func.count().label("size")).group_by(t.claims.c.device)
+    counted = {row.device: int(row.size) for row in conn.execute(per_device)}
     for device in conn.execute(select(t.devices)):
         if device.used != counted.get(device.id, 0):
-            found.append(f"{device.id} says {device.used} cells are used, {counted.get(device.id, 0)} are claimed")
+            found.append(
+                f"{device.id} says {device.used} cells are used, {counted.get(device.id, 0)} are claimed"
+            )
     found += _history(conn, {row.id: row for row in leases})
     return found
 

@@ -82,9 +82,7 @@ def snapshot(conn: Connection, now: float) -> Snapshot:
     pool = conn.execute(select(t.pool)).one()
     devices = conn.execute(select(t.devices).order_by(t.devices.c.node, t.devices.c.idx)).all()
     open_rows = conn.execute(
-        select(t.leases)
-        .where(t.leases.c.open_key == 1)
-        .order_by(t.leases.c.held.desc(), t.leases.c.ticket)
+        select(t.leases).where(t.leases.c.open_key == 1).order_by(t.leases.c.held.desc(), t.leases.c.ticket)
     ).all()
     return Snapshot(
         now=now,
@@ -94,9 +92,7 @@ def snapshot(conn: Connection, now: float) -> Snapshot:
         swept_at=pool.swept_at,
         sweep_seconds=pool.sweep_seconds,
         devices=tuple(rows.device(row) for row in devices),
-        readings={
-            row.id: Reading(row.utilization, row.memory_used_mib, row.sampled_at) for row in devices
-        },
+        readings={row.id: Reading(row.utilization, row.memory_used_mib, row.sampled_at) for row in devices},
         leases=tuple(rows.with_slices(conn, open_rows)),
     )
 
@@ -131,7 +127,7 @@ def last_options(conn: Connection, hub_id: int, created: float) -> dict[str, Any
         .order_by(t.leases.c.ticket.desc())
         .limit(1)
     ).scalar_one_or_none()
-    return dict(rows.json.loads(text)) if text else None
+    return dict(rows.load(text)) if text else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +186,16 @@ def events(conn: Connection, after: int, count: int) -> list[Event]:
     query = select(t.events).where(t.events.c.seq > after).order_by(t.events.c.seq).limit(count)
     return [
         Event(
-            row.seq, row.at, row.actor, row.action, row.lease, row.user, row.device,
-            row.from_state, row.to_state, row.reason,
+            row.seq,
+            row.at,
+            row.actor,
+            row.action,
+            row.lease,
+            row.user,
+            row.device,
+            row.from_state,
+            row.to_state,
+            row.reason,
         )
         for row in conn.execute(query)
     ]

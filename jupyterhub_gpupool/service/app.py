@@ -185,7 +185,7 @@ class GPUPoolService(Application):
     async def _with_parent(self, stop: asyncio.Event) -> None:
         """End with the hub: an orphan would keep the port, with a token that no longer counts."""
         parent = int(os.environ.get("GPUPOOL_HUB_PID", "0")) or os.getppid()
-        while os.getppid() == parent:
+        while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells of a parent's end
             await asyncio.sleep(0.5)
         self.log.warning("The hub (process %i) is gone, the service ends with it", parent)
         stop.set()

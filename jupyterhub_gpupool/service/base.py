@@ -96,11 +96,13 @@ class Base(HubOAuthenticated, web.RequestHandler):
 
     @property
     def pool(self) -> GPUPool:
-        return self.settings["pool"]
+        pool: GPUPool = self.settings["pool"]
+        return pool
 
     @property
     def feed(self) -> Feed:
-        return self.settings["feed"]
+        feed: Feed = self.settings["feed"]
+        return feed
 
     # --- who asks ----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
@@ -38,7 +39,8 @@ class Hub:
         answer = await self._call("GET", f"users/{quote(user, safe='')}")
         if answer is None:
             return None
-        model = (answer.get("servers") or {}).get(name)
+        servers: dict[str, dict[str, Any]] = answer.get("servers") or {}
+        model = servers.get(name)
         if model is None or model.get("stopped"):
             return None
         started = model.get("started")
@@ -55,7 +57,7 @@ class Hub:
             path = f"users/{quote(user, safe='')}/servers/{quote(name, safe='')}"
         await self._call("DELETE", path)
 
-    async def _call(self, method: str, path: str) -> dict[str, object] | None:
+    async def _call(self, method: str, path: str) -> dict[str, Any] | None:
         request = HTTPRequest(
             f"{self._url}/{path}",
             method=method,

@@ -120,7 +120,7 @@ class Sweep:
         try:
             asked = loop.run_in_executor(self._backend, lambda: verb(*args, **kwargs))
             return await asyncio.wait_for(asked, self.rules.backend_timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self._log.warning("%s did not answer within %g s", verb, self.rules.backend_timeout)
         except Exception:  # a backend may raise anything; whatever it is, the truth is unknown
             self._log.exception("%s failed", verb)
@@ -130,7 +130,7 @@ class Sweep:
 
     async def _look(self, leases: Mapping[str, Lease], listed: tuple[Session, ...] | None) -> Readings:
         """Sample these leases.  A session that the backend does not list has unknown processes."""
-        processes: dict[str, tuple[Process, ...] | None] = {key: None for key in leases}
+        processes: dict[str, tuple[Process, ...] | None] = dict.fromkeys(leases)
         for session in listed or ():
             if session.lease in processes:
                 processes[session.lease] = session.processes
@@ -157,9 +157,7 @@ class Sweep:
             if item.verdict.decision is Decision.RECLAIM and item.lease in taken:
                 await self._reclaim(active[item.lease], taken[item.lease], item.verdict)
 
-    def observe(
-        self, lease: Lease, sample: Sample, elapsed: float, now: float, wanted: bool
-    ) -> Observation:
+    def observe(self, lease: Lease, sample: Sample, elapsed: float, now: float, wanted: bool) -> Observation:
         """Fold one sample into a lease and judge it: pure but for the mode."""
         interval = self.rules.interval
         busy = idleness.is_busy(sample, lease.terms.threshold)
@@ -182,7 +180,9 @@ class Sweep:
         if self.rules.mode == "observe":
             verdict, deadline, warned_for = _only_seen(verdict), None, ""
         elif self.rules.mode == "warn" and verdict.decision is Decision.RECLAIM:
-            verdict = replace(verdict, decision=Decision.WARN, reason=f"{verdict.reason}; mode warn stops nothing")
+            verdict = replace(
+                verdict, decision=Decision.WARN, reason=f"{verdict.reason}; mode warn stops nothing"
+            )
             deadline = 0.0
         elif verdict.decision is Decision.RECLAIM:
             deadline = 0.0
@@ -253,6 +253,6 @@ def _only_seen(verdict: Verdict) -> Verdict:
     """A verdict in mode ``observe``: kept for the admin, without consequence."""
     if verdict.decision is Decision.KEEP:
         return verdict
-    return replace(verdict, reason=f"{verdict.reason}; mode observe warns and stops nothing", deadline_seconds=None)
-
-
+    return replace(
+        verdict, reason=f"{verdict.reason}; mode observe warns and stops nothing", deadline_seconds=None
+    )

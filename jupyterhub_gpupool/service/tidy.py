@@ -47,7 +47,9 @@ class Tidy:
         try:
             owner = Owner.from_mark(session.user, session.owner)
         except ValueError:
-            self._log.error("Session %s of %r has no readable owner; it is left alone", session.name, session.user)
+            self._log.error(
+                "Session %s of %r has no readable owner; it is left alone", session.name, session.user
+            )
             return
         request = Request(
             owner=owner,
@@ -68,7 +70,9 @@ class Tidy:
                 session.user,
             )
         else:
-            self._log.warning("lease=%s adopted from a running session that the ledger did not know", lease.id)
+            self._log.warning(
+                "lease=%s adopted from a running session that the ledger did not know", lease.id
+            )
 
     def _terms(self, profile: str) -> Terms:
         offered = self._pool.offer.get(profile)

@@ -148,14 +148,15 @@ class LocalSessions:
         same = created(server.stat.pid, self._proc) == server.stat.created
         return token.get("JUPYTERHUB_API_TOKEN") if same else None
 
-    def environment_of(self, name: str) -> dict[str, str]:
-        """Read which lease and devices the notebook server was launched with, to compare with the lease.
+    def environment_of(self, name: str, pid: int = 0) -> dict[str, str]:
+        """Read which lease and devices the notebook server, process ``pid`` if that is known, was launched with.
 
         Holds the names that begin with GPUPOOL_, and NVIDIA_VISIBLE_DEVICES; empty without a server.
         """
+        if pid and (stat := _stat(self._proc, pid)) and (raw := _read(self._proc, stat, "environ")):
+            return _environ(raw, KEPT)  # a scan of all processes costs much more
         server = self._server_of(name)
-        found = server.environ if server else {}
-        return {key: value for key, value in found.items() if key.startswith(KEPT)}
+        return {key: at for key, at in (server.environ if server else {}).items() if key.startswith(KEPT)}
 
     def remove(self, name: str, *, timeout: float, known: Collection[Identity] = frozenset()) -> bool:
         """End every process of a session and those of ``known``, with all that descends from them.
@@ -216,6 +217,7 @@ class LocalSessions:
             server=environ.get("JUPYTERHUB_SERVER_NAME", ""),
             profile=environ.get("GPUPOOL_PROFILE", ""),
             cells=cells,
+            owner=environ.get("GPUPOOL_OWNER", ""),
             runtime=runtime,
             url=url,
             processes=tuple(_process(seen, seen is server) for seen in sorted(members, key=AGE)),

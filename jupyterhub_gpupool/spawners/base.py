@@ -10,19 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jupyterhub.spawner import Spawner
-from jupyterhub.utils import maybe_future, wait_for_http_server
+from jupyterhub.utils import maybe_future
 from traitlets import Float, default
 
 from .. import faults, profiles, runtime
-from ..errors import GPUPoolError, LeaseConflict, Rejected, Unavailable
-from ..model import HOLDING, Lease, Owner, Presence, Request, Session, State
+from ..errors import GPUPoolError, LeaseConflict, Unavailable
+from ..model import HOLDING, Lease, Owner, Request, Session, State
 from ..pool import GPUPool
 from ..sessions import Sessions
+from .adoption import Adoption
+from .choosing import granted_in_words, one_door, render_form
 from .refusal import Notice, refuse
 from .steps import Steps, place_in_words
 
@@ -30,7 +33,7 @@ GONE = frozenset({State.CLOSED})
 GRANTED = frozenset({State.STARTING})
 
 
-class GPUPoolMixin(Spawner):
+class GPUPoolMixin(Adoption, Spawner):
     """Makes a stock spawner hold exactly the slice that the ledger granted.
 
     A backend names its stock spawner behind this class and defines ``_sessions`` (who is there),
@@ -38,6 +41,7 @@ class GPUPoolMixin(Spawner):
     ``_launched`` (what was really launched) and ``_end`` (end it, and prove that it is gone).
     """
 
+    start_timeout: int  # a trait of the stock spawner; named here for the type checker
     isolation_note: ClassVar[str] = ""
     """What a person should know of this backend before they start a session; empty when nothing."""
 
@@ -51,7 +55,7 @@ class GPUPoolMixin(Spawner):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._launch_timeout = self.start_timeout
+        self._launch_timeout: int = self.start_timeout
         self._lease: Lease | None = None
         self._entered = False  # this instance entered start(): a stop may mean "gave up"
         self._launching = False  # the stock start() was called for the lease at hand
@@ -69,7 +73,7 @@ class GPUPoolMixin(Spawner):
         """Decide what the ledger must know before the launch (a port, a name); nothing runs yet."""
         return {}
 
-    def _attach(self, session: Session) -> None:
+    async def _attach(self, session: Session) -> None:
         """Take over a session that runs already."""
 
     async def _launched(self, lease: Lease) -> tuple[dict[str, Any], list[str]]:
@@ -91,7 +95,9 @@ class GPUPoolMixin(Spawner):
     @property
     def _owner(self) -> Owner:
         created = self.user.orm_user.created
-        return Owner(self.user.name, self.user.id, created.timestamp() if created else 0.0)
+        # The hub stores UTC without saying so; the machine's own zone may change.
+        stamp = created.replace(tzinfo=UTC).timestamp() if created else 0.0
+        return Owner(self.user.name, self.user.id, stamp)
 
     @property
     def _groups(self) -> list[str]:
@@ -240,7 +246,7 @@ class GPUPoolMixin(Spawner):
     async def _reattach(self, lease: Lease, session: Session) -> Any:
         self._steps.add(60, "Your session is still running; connecting to it")
         self._launching = True
-        self._attach(session)
+        await self._attach(session)
         if lease.state is State.STARTING:
             lease = await self.pool.move("activate", lease, actor="hub", reason="found running")
         self._lease = lease
@@ -349,110 +355,6 @@ class GPUPoolMixin(Spawner):
             # Granted in the last moment, nothing was launched for it: this instance alone could have.
             await self._finish(lease, actor=self.user.name, reason="cancelled", now=True)
 
-    # --- poll ------------------------------------------------------------------------------------
-
-    async def poll(self) -> int | None:
-        """None while the session is there or while nobody can say; a number once it is certainly gone."""
-        first, self._polled = not self._polled, True
-        if first:
-            await self._until_known(self.pool.register)
-        lease = await self._until_known(self._open_lease) if first else await self._known_lease()
-        if lease is None:
-            return await self._poll_unknown(first)
-        if lease.state is State.QUEUED:
-            return 0
-        presence = await self._presence(lease, wait=first)
-        if presence is Presence.ABSENT:
-            await self._note_gone(lease)
-            return 0
-        if presence is Presence.PRESENT and not self._launching:
-            await self._adopt(lease, first)
-        return None
-
-    async def _known_lease(self) -> Lease | None:
-        try:
-            return await self._open_lease()
-        except Unavailable as problem:
-            self.log.warning("%s: %s", self._log_name, problem.message)
-            return self._lease
-
-    async def _until_known(self, ask: Any) -> Any:
-        """Ask until there is an answer: at boot, "cannot see" must not become "is not there"."""
-        pause = 0.5
-        while True:
-            try:
-                return await ask()
-            except Unavailable as problem:
-                self.log.warning("%s waits for the ledger: %s", self._log_name, problem.message)
-            await asyncio.sleep(pause)
-            pause = min(10.0, pause * 2)
-
-    async def _presence(self, lease: Lease, *, wait: bool) -> Presence:
-        pause = 0.5
-        while True:
-            found = await self._backend(self._sessions.look, [lease.session])
-            presence: Presence = found.get(lease.session, Presence.UNKNOWN)
-            if presence is not Presence.UNKNOWN or not wait:
-                return presence
-            self.log.warning("%s: the backend does not say whether %s is there", self._log_name, lease.session)
-            await asyncio.sleep(pause)
-            pause = min(10.0, pause * 2)
-
-    async def _poll_unknown(self, first: bool) -> int | None:
-        """No open lease.  A session of this server may run all the same: the ledger may have been lost."""
-        if first:
-            for session in await self._backend(self._sessions.list) or ():
-                if (session.user, session.server) == (self.user.name, self.name):
-                    self._launching = True
-                    self._attach(session)
-                    self.log.warning("%s runs without a lease; the service adopts it", self._log_name)
-        status: int | None = await super().poll()
-        return status
-
-    async def _find(self, lease: Lease) -> Session | None:
-        """The running session of a lease.  Raises Unavailable while the backend does not say."""
-        listed = await self._backend(self._sessions.list)
-        if listed is None:
-            raise Unavailable(
-                "The backend does not say whether your last session is still there. Try again in a minute.",
-                reason="backend",
-            )
-        return next((session for session in listed if session.name == lease.session), None)
-
-    async def _adopt(self, lease: Lease, first: bool) -> None:
-        """Take over a session that another process of this hub launched."""
-        session = await self._find(lease)
-        if session is None:
-            return
-        self._attach(session)
-        self._lease = lease
-        self._launching = True
-        if lease.state is State.STARTING:
-            self._lease = await self.pool.move("activate", lease, actor="hub", reason="adopted")
-        elif lease.state is State.ACTIVE:
-            await self.pool.ask("checkpoint", lease.id, session.runtime, session.url)
-        if self.orm_spawner is not None:
-            self.orm_spawner.state = self.get_state()
-        self.log.info("lease=%s adopted, its session %s runs", lease.id, lease.session)
-        if first:
-            await self._answers(session)
-
-    async def _answers(self, session: Session) -> None:
-        """Wait until the session answers HTTP, whatever it says; it may be busy while the hub boots."""
-        try:
-            await wait_for_http_server(session.url, timeout=self.adopt_timeout)
-        except TimeoutError:
-            self.log.warning("%s did not answer for %g s", session.name, self.adopt_timeout)
-
-    async def _note_gone(self, lease: Lease) -> None:
-        """The session ended by itself.  The slice stays held until the sweep has proved it."""
-        self._launching = False
-        if lease.state in (State.STARTING, State.ACTIVE) and not self._start_pending:
-            try:
-                await self.pool.move("begin_stop", lease, actor="hub", reason="the session ended by itself")
-            except (LeaseConflict, Unavailable) as problem:
-                self.log.warning("lease=%s: %s", lease.id, problem.message)
-
     async def get_url(self) -> str:
         """The address that the lease has written: the hub's own row may hold the one before the launch."""
         lease = self._lease
@@ -466,55 +368,6 @@ class GPUPoolMixin(Spawner):
         """Place in the queue while it changes, then the steps of the launch.  Runs once for each open page."""
         async for step in self._steps.follow():
             yield step
-
-
-async def one_door(spawner: GPUPoolMixin, options: Any) -> None:
-    """Resolve and authorise a choice: form, REST, query and stored options all come through here."""
-    try:
-        spawner._choice = spawner._resolve(options)
-    except Rejected as problem:
-        raise refuse(problem, spawner.handler) from problem
-
-
-async def render_form(spawner: GPUPoolMixin) -> str:
-    """The profile form with what is free and what is in the queue at this moment."""
-    groups, notice, simulated, offered = spawner._groups, "", False, {}
-    try:
-        snapshot, offered = await spawner.pool.availability(
-            spawner.user.name, groups, bool(spawner.user.admin)
-        )
-        simulated = any(device.simulated for device in snapshot.devices)
-        owner = spawner._owner
-        selected = await spawner.pool.ask("last_options", owner.hub_id, owner.created)
-    except Unavailable as problem:
-        notice, selected = problem.message, None
-    if spawner.handler is not None:
-        asked = {
-            name.removeprefix("opt-"): [value.decode("utf8", "replace") for value in values]
-            for name, values in spawner.handler.request.query_arguments.items()
-            if name.startswith("opt-")
-        }
-        selected = profiles.parse_query(asked) or selected
-    return profiles.render_form(
-        spawner.pool.offer,
-        user=spawner.user.name,
-        groups=groups,
-        availability=offered,
-        selected=selected,
-        notice=notice,
-        simulated=simulated,
-        isolation_note=spawner.isolation_note,
-        admin=bool(spawner.user.admin),
-    )
-
-
-def granted_in_words(lease: Lease) -> str:
-    """What was granted, for the person who waited for it."""
-    if not lease.slices:
-        return "a session without a GPU"
-    what = {item.visible for item in lease.slices}
-    memory = min(item.memory_mib for item in lease.slices)
-    return f"{lease.gpus:.3g} GPU ({', '.join(sorted(what))}), {memory} MiB on each"
 
 
 TEMPLATES = Path(__file__).parent.parent / "templates" / "hub"

@@ -20,6 +20,9 @@ from .base import GPUPoolMixin
 class GPUPoolLocalSpawner(GPUPoolMixin, SimpleLocalProcessSpawner):
     """Processes on this machine, over simulated or real GPUs."""
 
+    popen_kwargs: dict[str, Any]  # traits of the stock spawner, named here for the type checker
+    api_token: str
+
     isolation_note = (
         "This hub runs everybody's sessions under one account: they are not isolated from each other. "
         "Use it to try the pool out, not for data that others must not see."
@@ -53,20 +56,22 @@ class GPUPoolLocalSpawner(GPUPoolMixin, SimpleLocalProcessSpawner):
         return {"port": self.port}
 
     async def _launched(self, lease: Lease) -> tuple[dict[str, Any], list[str]]:
-        found = await self._backend(self._sessions.environment_of, lease.session)
+        found = await self._backend(self._sessions.environment_of, lease.session, self.pid)
         wanted = self.get_env()
         names = ("GPUPOOL_LEASE", "GPUPOOL_CELLS", "GPUPOOL_DEVICES", "NVIDIA_VISIBLE_DEVICES")
         differences = [
-            f"{name} is {found.get(name)!r}" for name in names if found and found.get(name) != wanted.get(name)
+            f"{name} is {found.get(name)!r}"
+            for name in names
+            if found and found.get(name) != wanted.get(name)
         ]
         return {"pid": self.pid}, differences
 
-    def _attach(self, session: Session) -> None:
+    async def _attach(self, session: Session) -> None:
         self.proc = None
         self.pid = int(session.runtime.get("pid", 0))
         self.port = int(session.runtime.get("port", 0))
         # Without its token the session's rights would outlive it in the hub's database.
-        self.api_token = self._sessions.token(session.name) or self.api_token
+        self.api_token = await self._backend(self._sessions.token, session.name) or self.api_token
 
     async def _end(self, lease: Lease, now: bool) -> bool:
         known = await self._backend(self._sessions.members, lease.session)

@@ -55,5 +55,3 @@ def refuse(problem: GPUPoolError, handler: Any) -> Refusal:
         settings = handler.settings
         settings["failure_count"] = settings.get("failure_count", 0) - 1
     return Refusal(problem)
-
-

@@ -146,6 +146,9 @@ function fillWarning(card, lease) {
     if (!warned) delete countdown.dataset.ends;
   }
   show(card, "warned", warned);
+  const stops = byId("mode").textContent === "reclaim";
+  show(card, "stops", stops);
+  show(card, "stays", !stops);
   if (!warned) delete countdown.dataset.told;
   tick();
 }
@@ -167,6 +170,7 @@ function announce(countdown, left) {
   countdown.dataset.told = String(step === undefined ? COUNTDOWN_STEPS[0] + 1 : step);
   const card = countdown.closest("[data-key]");
   const name = field(card, "title").textContent;
+  if (byId("mode").textContent !== "reclaim") return;
   byId("announcer").textContent = `Session ${name} will be stopped in ${duration(Math.ceil(left))}.`;
 }
 
@@ -177,7 +181,8 @@ function fillLeases(shape) {
   fillList(list("others"), others, (lease) => lease.id, "lease-others", fillLease);
   byId("no-own").hidden = own.length > 0;
   if (byId("no-others")) byId("no-others").hidden = others.length > 0;
-  const warned = own.filter((lease) => lease.deadline_seconds !== null).length;
+  const stops = byId("mode").textContent === "reclaim";
+  const warned = stops && own.some((lease) => lease.deadline_seconds !== null);
   document.title = warned ? "(!) GPU pool: a session will be stopped" : "GPU pool";
 }
 
@@ -228,6 +233,7 @@ function fillDevice(card, device) {
   fillCells(field(card, "cells"), device);
   const rows = card.querySelector('[data-list="slices"]');
   fillList(rows, device.slices, (slice) => slice.id, "slice", fillSlice);
+  show(card, "touched", device.slices.length > 0);
   show(card, "untouched", device.slices.length === 0);
 }
 
@@ -244,7 +250,7 @@ function fillSlice(row, slice) {
 }
 
 function fillPool(shape) {
-  for (const name of ["total", "leased", "free"])
+  for (const name of ["total", "leased", "free", "unusable"])
     document.querySelector(`[data-gpus="${name}"]`).textContent = gpus(shape.gpus[name]);
   byId("mode").textContent = shape.service.mode || "unknown";
   byId("mode-words").textContent = modes.get(shape.service.mode) || "the service has not made a sweep yet";
@@ -344,20 +350,22 @@ async function act(form) {
   button.dataset.busy = "yes";
   button.disabled = true;
   setText(card, "problem", "");
+  let shape;
+  let problem = "";
   try {
     const answer = await fetch(extend ? `${lease}/extend` : lease, {
       method: extend ? "POST" : "DELETE",
       headers: { "X-XSRFToken": page.xsrf },
     });
-    const shape = await answer.json();
-    if (!answer.ok) setText(card, "problem", shape.message);
-    else fillLease(card, shape);
+    shape = await answer.json();
+    if (!answer.ok) problem = shape.message;
   } catch {
-    setText(card, "problem", "The service did not answer. Reload the page to see what became of it.");
-  } finally {
-    delete button.dataset.busy;
-    if (!extend || field(card, "problem").textContent) button.disabled = false;
+    problem = "The service did not answer. Reload the page to see what became of it.";
   }
+  delete button.dataset.busy;
+  button.disabled = false;
+  setText(card, "problem", problem);
+  if (!problem) fillLease(card, shape);
 }
 
 document.addEventListener("submit", (event) => {
@@ -385,4 +393,7 @@ if (list("own")) {
   tick();
   setInterval(tick, 1000);
   connect();
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) connect(); // a page that comes back from the browser's memory has lost its stream
+  });
 }

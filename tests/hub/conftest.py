@@ -121,8 +121,11 @@ class HubUnderTest:
         found = []
         for process in psutil.process_iter():
             try:
+                command = " ".join(process.cmdline())
+                # The service has an environment of its own, but is told a file of the state directory.
                 mine = process.environ().get("GPUPOOL_STATE_DIR") == str(self.state)
-                if mine and part in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                mine = mine or f"{self.state}/" in command
+                if mine and part in command and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from jupyterhub.services.service import _ServiceSpawner
+
 from jupyterhub_gpupool import configure, demo
 
 c = get_config()  # noqa: F821
@@ -39,6 +41,7 @@ c.GPUPool.profiles = [
     {"slug": "vision", "display_name": "For vision", "gpu": {"count": 1}, "allowed_groups": ["vision"]},
     {"slug": "cpu", "display_name": "CPU only"},
 ]
+c.GPUPool.profiles += given.get("profiles", [])
 c.GPUPool.limits = given.get("limits", {})
 c.GPUPool.watch_interval = 0.1
 c.GPUPoolService.mode = given.get("mode", "reclaim")
@@ -65,3 +68,17 @@ c.Spawner.http_timeout = 15
 c.Spawner.env_keep = [*("PATH", "LANG"), "TEST_HUB_VERSION"]
 
 configure(c, backend=backend)
+
+# The service has an environment of its own; its points are armed like the hub's.
+service = next(one for one in c.JupyterHub.services if one["name"] == "gpupool")
+service["environment"]["GPUPOOL_FAULT"] = os.environ.get("GPUPOOL_FAULT", "")
+start_polling = _ServiceSpawner.start_polling
+
+
+def poll_soon(self: _ServiceSpawner) -> None:
+    """Let the hub look after its service every second: the stock 30 s cannot be configured."""
+    self.poll_interval = 1
+    start_polling(self)
+
+
+_ServiceSpawner.start_polling = poll_soon

@@ -59,7 +59,8 @@ def test_an_idle_session_is_warned_stopped_and_the_next_is_granted(make_hub: Mak
     first = hub.run("ada")
     hub.spawn("grace")
     warned = until(
-        lambda: next((x for x in hub.ledger().snapshot().leases if x.deadline_seconds is not None), None), "a warning"
+        lambda: next((x for x in hub.ledger().snapshot().leases if x.deadline_seconds is not None), None),
+        "a warning",
     )
     assert warned.id == first.id
     mine = hub.pool("GET", "api/leases", hub.token_of("ada")).json()["leases"]

@@ -35,7 +35,7 @@ def play(folder: Path, crash_at: Callable[[str, int], bool] = lambda name, n: Fa
         world = World(folder, crash_at)
         try:
             await asyncio.wait_for(story(world), 60)
-        except asyncio.TimeoutError as hangs:
+        except TimeoutError as hangs:
             raise Broken("the story does not come to its end") from hangs
         finally:
             world.close()
@@ -267,7 +267,9 @@ def test_a_seeded_bug_is_caught(
     for point, passing in itertools.product(crashes, (1, 2)):
         seen = itertools.count(1)
 
-        def crash_at(name: str, passed: int, point: str | None = point, at: int = passing, seen: Any = seen) -> bool:
+        def crash_at(
+            name: str, passed: int, point: str | None = point, at: int = passing, seen: Any = seen
+        ) -> bool:
             return name == point and next(seen) == at
 
         try:

@@ -72,7 +72,9 @@ def test_the_refusals_come_from_the_keys(ledger: Ledger) -> None:
     )
     with ledger.store.engine.begin() as conn:
         doubled = conn.execute(
-            text("SELECT count(*) FROM (SELECT device, cell FROM keyless GROUP BY device, cell HAVING count(*) > 1)")
+            text(
+                "SELECT count(*) FROM (SELECT device, cell FROM keyless GROUP BY device, cell HAVING count(*) > 1)"
+            )
         ).scalar_one()
         assert doubled == 120
         conn.execute(text("DROP TABLE keyless"))

@@ -224,7 +224,9 @@ def test_nothing_is_granted_before_the_sessions_were_looked_at(tmp_path: Path) -
     ledger.sync_inventory(DEVICES)
     waiting = ledger.enqueue("hub", request_of("ada", WHOLE))
     assert waiting.state == "queued"
-    found = Session("gpupool-old-7", "old", "grace", "", "p", {"GPU-0": tuple(range(120))}, runtime={"pid": 5})
+    found = Session(
+        "gpupool-old-7", "old", "grace", "", "p", {"GPU-0": tuple(range(120))}, runtime={"pid": 5}
+    )
     adopted = ledger.adopt(found, request_of("grace", HALF))
     assert adopted is not None and adopted.state is State.ACTIVE and adopted.slices[0].kind is Kind.GPU
     assert ledger.adopt(found, request_of("eve", HALF)) is None, "its cells are taken"
@@ -294,7 +296,10 @@ def test_the_file_is_private_and_safe(ledger: Ledger) -> None:
     path = str(ledger.store.url.database)
     assert os.stat(path).st_mode & 0o777 == 0o600
     with ledger.store.engine.connect() as conn:
-        pragmas = {p: conn.execute(text(f"PRAGMA {p}")).scalar() for p in ("journal_mode", "synchronous", "foreign_keys")}
+        pragmas = {
+            p: conn.execute(text(f"PRAGMA {p}")).scalar()
+            for p in ("journal_mode", "synchronous", "foreign_keys")
+        }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
@@ -316,7 +321,10 @@ def test_an_older_ledger_is_copied_and_migrated(ledger: Ledger) -> None:
     path = str(ledger.store.url.database)
     Store(str(ledger.store.url), migrations=(*store_module.MIGRATIONS, migrate)).close()
     with sqlite3.connect(path) as conn:
-        assert conn.execute("SELECT schema_version, colour FROM pool").fetchone() == (tables.SCHEMA_VERSION + 1, None)
+        assert conn.execute("SELECT schema_version, colour FROM pool").fetchone() == (
+            tables.SCHEMA_VERSION + 1,
+            None,
+        )
         conn.execute(f"UPDATE pool SET schema_version = {tables.SCHEMA_VERSION}")
     with sqlite3.connect(f"{path}.schema-{tables.SCHEMA_VERSION}") as copy:
         assert copy.execute("SELECT id FROM leases").fetchall() == [(lease.id,)]
@@ -382,7 +390,9 @@ except Unavailable as full:
 def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
     try:
@@ -391,7 +401,9 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
         ledger.register_hub("hub")
         ledger.close_database()
         env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        out = subprocess.run([sys.executable, "-c", FULL, url], capture_output=True, text=True, env=env, timeout=120)
+        out = subprocess.run(
+            [sys.executable, "-c", FULL, url], capture_output=True, text=True, env=env, timeout=120
+        )
         done, said = out.stdout.split(" ", 1)
         assert "full" in said or "disk" in said, said
         shutil.copytree(disk, tmp_path / "copy")

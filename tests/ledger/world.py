@@ -79,7 +79,7 @@ class Backend:
 
     def look(self, names: Collection[str]) -> dict[str, Presence]:
         if self.mute:
-            return {name: Presence.UNKNOWN for name in names}
+            return dict.fromkeys(names, Presence.UNKNOWN)
         return {name: Presence.PRESENT if name in self.live else Presence.ABSENT for name in names}
 
     def list(self) -> tuple[Session, ...] | None:
@@ -108,7 +108,7 @@ class ModelSpawner(GPUPoolMixin):
     def pool(self) -> GPUPool:  # type: ignore[override]
         return self.world.pool  # type: ignore[no-any-return]
 
-    def _attach(self, session: Session) -> None:
+    async def _attach(self, session: Session) -> None:
         self.attached = session
 
     async def _end(self, lease: Lease, now: bool) -> bool:
@@ -260,7 +260,9 @@ class World:
         return ledger
 
     def _pool(self) -> GPUPool:
-        config = Config({"GPUPool": {"database_url": self.url, "profiles": [PROFILE], "watch_interval": 0.001}})
+        config = Config(
+            {"GPUPool": {"database_url": self.url, "profiles": [PROFILE], "watch_interval": 0.001}}
+        )
         pool = GPUPool(config=config)
         pool._ledger = self._watched(Ledger(self.url, pool.policy, clock=self.clock))
         return pool
@@ -313,7 +315,9 @@ class World:
     def spawner(self, user: str) -> PoolSpawner:
         if user not in self.spawners:
             orm = types.SimpleNamespace(created=datetime.datetime(2026, 1, 1), groups=[])
-            person = types.SimpleNamespace(name=user, id=self.users[user], admin=False, orm_user=orm, settings={})
+            person = types.SimpleNamespace(
+                name=user, id=self.users[user], admin=False, orm_user=orm, settings={}
+            )
             self.spawners[user] = PoolSpawner(user=person, user_options={"profile": "whole"})
             self.spawners[user].world = self
         return self.spawners[user]
@@ -367,8 +371,11 @@ class World:
     async def leave(self, user: str) -> None:
         """A person stops their server or their wait."""
         self.wants_end.add(user)
+        known = user in self.rows
         await self._guarded(self.stop_server(user))
         await self.settle()
+        if known and not self.dead and any(lease.user == user for lease in self._reader.snapshot().queue):
+            raise Broken(f"{user} has left and still waits")
 
     async def poll_all(self) -> None:
         """The hub's own poll of the servers that it takes for ready."""

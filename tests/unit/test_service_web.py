@@ -575,16 +575,28 @@ async def test_the_forms_of_somebody_else_are_404(site: Web) -> None:
 
 async def test_the_status_page_says_all_that_a_warned_person_must_know(site: Web) -> None:
     site.warn(site.active("ada"))
+    site.ledger.swept(0.1, "reclaim")
     site.active("bob", fraction="1")
     site.lease("bob", "later", "1")
     page = unescape((await site.browser("ada"))[2])
     shown = page.partition("<template")[0]
     for text in ("will be stopped in", "idle for 60 s", "files\n        outside the home folder",
-                 "Kept: files in", "Extend by", "Release now", "A quarter", "simulated GPU", "TensorFlow's limit", "unknown",
+                 "Kept: files in", "Extend by", "Release now", "A quarter",
+                 "simulated GPU", "TensorFlow's limit", "unknown",
                  'aria-live="polite"', "30 of 120 cells"):  # fmt: skip
         assert text in shown, text
     assert "bob" not in page
     assert page.index("Your sessions") < page.index(">GPUs<") < page.index(">Queue<")
+
+
+@pytest.mark.parametrize(("mode", "stops"), [("reclaim", True), ("warn", False)])
+async def test_a_warning_threatens_with_a_stop_only_where_there_is_one(
+    site: Web, mode: str, stops: bool
+) -> None:
+    site.warn(site.active("ada"))
+    site.ledger.swept(0.1, mode)
+    shown = (await site.browser("ada"))[2].partition("<template")[0]
+    assert ('data-show="stops">' in shown, 'data-show="stays">' in shown) == (stops, not stops)
 
 
 async def test_at_the_cap_the_button_is_off_and_says_why(site: Web) -> None:
@@ -747,8 +759,8 @@ async def test_a_hundred_watchers_cost_one_read_and_leave_nothing(
     for listener in listeners:
         await listener.close()
     async with asyncio.timeout(20):
-        while site.feed.watchers:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - what a connection's end sets off has no event
+        while site.feed.watchers:  # noqa: ASYNC110 - what the end of a connection sets off has no event
+            await asyncio.sleep(0.01)
 
 
 async def test_a_quiet_stream_says_that_it_lives_and_ends_in_time(

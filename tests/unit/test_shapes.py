@@ -47,8 +47,8 @@ def lease(
     values: dict[str, object] = {
         "id": key, "user": user, "server": "", "profile": "quarter", "state": state, "version": 1, "epoch": 1,
         "session": "s", "wish": Wish(Kind.SHARE, fraction="1/4"), "terms": Terms(), "groups": (),
-        "options": {}, "slices": slices, "gpus": sum(item.gpus for item in slices), "group": "", "url": "", "runtime": {},
-        "requested_at": NOW - 100,
+        "options": {}, "slices": slices, "gpus": sum(item.gpus for item in slices), "group": "",
+        "url": "", "runtime": {}, "requested_at": NOW - 100,
     }  # fmt: skip
     return Lease(**{**values, **more})  # type: ignore[arg-type]
 
@@ -128,7 +128,8 @@ def test_a_reading_counts_only_if_the_last_sweep_made_it(sampled_at: float | Non
 def test_unknown_is_null_and_never_zero() -> None:
     shape = shapes.lease(lease("l1", "ada", State.QUEUED), {}, 3)
     unknown = ["memory_mib", "compute", "granted_at", "active_at", "closed_at", "wait",
-               "idle_seconds", "deadline_seconds", "verdict", "utilization", "memory_used_mib", "doubt", "reason"]  # fmt: skip
+               "idle_seconds", "deadline_seconds", "verdict", "utilization",
+               "memory_used_mib", "doubt", "reason"]  # fmt: skip
     assert {name: shape[name] for name in unknown} == dict.fromkeys(unknown)
     assert (shape["place"], shape["state"], shape["kind"]) == (3, "queued", "share")
     device = shapes.pool(snapshot(), ADA)["devices"][0]

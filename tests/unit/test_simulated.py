@@ -150,7 +150,7 @@ def test_instances_that_do_not_fit_are_refused(mig: list[str]) -> None:
     ("entry", "said"),
     [
         ("A100", "must be a dictionary with the keys model, memory"),
-        ({"modell": "T4", "memory": "16G"}, "unknown key 'modell'; allowed: model, memory"),
+        ({"colour": "T4", "memory": "16G"}, "unknown key 'colour'; allowed: model, memory"),
         ({"memory": "16G"}, "lacks the key 'model'"),
         ({"model": "T4"}, "lacks the key 'memory'"),
         ({"model": " ", "memory": "16G"}, "'model' must be a text"),

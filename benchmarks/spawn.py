@@ -1,0 +1,117 @@
+"""Spawn with the pool against the stock SimpleLocalProcessSpawner.
+
+Two real hubs run side by side, the same but for the pool: same JupyterHub, proxy, database and notebook
+server.  Users start their server in one and in the other by turns.  A start is measured from the request
+to the answer that the server is ready; hub CPU is that of the hub process with all its threads meanwhile.
+First with a notebook server in miniature that is up in a moment, then with JupyterLab.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from _hub import MINIATURE, VERDICTS, Hub, folder, load_note, parser, spread, table, until, verdict
+
+ARMS = ("stock", "pool")
+
+
+@dataclass
+class Figures:
+    """Milliseconds of every start and stop of one arm."""
+
+    start_wall: list[float] = field(default_factory=list)
+    start_cpu: list[float] = field(default_factory=list)
+    stop_wall: list[float] = field(default_factory=list)
+    stop_cpu: list[float] = field(default_factory=list)
+
+
+def one(hub: Hub, user: str, figures: Figures | None) -> None:
+    """Start and stop one server."""
+    wall, cpu = time.perf_counter(), hub.cpu()
+    answer = hub.api("POST", f"users/{user}/server", json={})
+    started = (time.perf_counter() - wall) * 1000, (hub.cpu() - cpu) * 1000
+    if answer.status_code != 201:
+        raise SystemExit(f"{user} got {answer.status_code}: {answer.text}\n{hub.tail()}")
+    wall, cpu = time.perf_counter(), hub.cpu()
+    if hub.api("DELETE", f"users/{user}/server").status_code == 202:
+        until(lambda: not hub.api("GET", f"users/{user}").json()["servers"], "the server to stop")
+    stopped = (time.perf_counter() - wall) * 1000, (hub.cpu() - cpu) * 1000
+    if figures is not None:
+        figures.start_wall.append(started[0])
+        figures.start_cpu.append(started[1])
+        figures.stop_wall.append(stopped[0])
+        figures.stop_cpu.append(stopped[1])
+
+
+def measure(parent: Path, session: str, spawns: int, warm: int) -> dict[str, Figures]:
+    """Start servers by turns in two hubs; the first ``warm`` of each are not counted."""
+    figures = {arm: Figures() for arm in ARMS}
+    users = [f"user{n}" for n in range(spawns + warm)]
+    with ExitStack() as stack:
+        hubs = {
+            arm: stack.enter_context(Hub(parent, arm=arm, session=session, miniature=str(MINIATURE))) for arm in ARMS
+        }
+        for hub in hubs.values():
+            hub.add_users(users)
+        for number, user in enumerate(users):
+            for arm in ARMS if number % 2 else reversed(ARMS):
+                one(hubs[arm], user, figures[arm] if number >= warm else None)
+    return figures
+
+
+def report(session: str, figures: dict[str, Figures], judged: bool) -> None:
+    stock, pool = figures["stock"], figures["pool"]
+    lines = []
+    for name in ("start_wall", "start_cpu", "stop_wall", "stop_cpu"):
+        a, b = getattr(stock, name), getattr(pool, name)
+        more = [y - x for x, y in zip(a, b, strict=True)]
+        ratio = statistics.median(b) / statistics.median(a)
+        lines.append((name.replace("_", ", ") + ", ms", spread(a), spread(b), f"{ratio:.3f}", spread(more)))
+    title = f"{session} notebook server, {len(stock.start_wall)} starts by turns: median (middle half)"
+    table(title, ("", "stock", "pool", "ratio", "pool − stock"), lines)
+    wall = statistics.median(pool.start_wall) / statistics.median(stock.start_wall)
+    cpu = [statistics.median(arm.start_cpu) for arm in (stock, pool)]
+    more = cpu[1] - cpu[0]
+    goals = ("≤ 1.05", "≤ 1 ms more") if judged else ("(≤ 1.05)", "(≤ 1 ms more)")
+    table(
+        "",
+        VERDICTS,
+        [
+            verdict(
+                f"(a) spawn, {session}: wall",
+                f"{statistics.median(pool.start_wall):.0f} ms",
+                f"{statistics.median(stock.start_wall):.0f} ms",
+                f"{wall:.3f}",
+                goals[0],
+                wall <= 1.05,
+            ),
+            verdict(
+                f"(a) spawn, {session}: hub CPU",
+                f"{cpu[1]:.1f} ms",
+                f"{cpu[0]:.1f} ms",
+                f"{more:+.2f} ms",
+                goals[1],
+                more <= 1,
+            ),
+        ],
+    )
+
+
+def main() -> None:
+    line = parser(__doc__)
+    line.add_argument("--spawns", type=int, default=40, help="starts in each hub with the miniature server (40)")
+    line.add_argument("--real", type=int, default=5, help="starts in each hub with JupyterLab; 0: none (5)")
+    options = line.parse_args()
+    with folder(options.dir) as parent:
+        report("miniature", measure(parent, "miniature", options.spawns, 3), judged=True)
+        if options.real >= 2:
+            report("JupyterLab", measure(parent, "real", options.real, 1), judged=True)
+    print(load_note())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What a person may choose: the form, and the one door behind form, REST, links and stored options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import profiles
+from ..errors import Rejected, Unavailable
+from ..model import Lease
+from .refusal import refuse
+
+if TYPE_CHECKING:
+    from .base import GPUPoolMixin
+
+
+async def one_door(spawner: GPUPoolMixin, options: Any) -> None:
+    """Resolve and authorise a choice: form, REST, query and stored options all come through here."""
+    try:
+        spawner._choice = spawner._resolve(options)
+    except Rejected as problem:
+        raise refuse(problem, spawner.handler) from problem
+
+
+async def render_form(spawner: GPUPoolMixin) -> str:
+    """The profile form with what is free and what is in the queue at this moment."""
+    groups, notice, simulated = spawner._groups, "", False
+    offered: dict[str, profiles.Availability] = {}
+    try:
+        snapshot, offered = await spawner.pool.availability(
+            spawner.user.name, groups, bool(spawner.user.admin)
+        )
+        simulated = any(device.simulated for device in snapshot.devices)
+        owner = spawner._owner
+        selected = await spawner.pool.ask("last_options", owner.hub_id, owner.created)
+    except Unavailable as problem:
+        notice, selected = problem.message, None
+    if spawner.handler is not None:
+        asked = {
+            name.removeprefix("opt-"): [value.decode("utf8", "replace") for value in values]
+            for name, values in spawner.handler.request.query_arguments.items()
+            if name.startswith("opt-")
+        }
+        selected = profiles.parse_query(asked) or selected
+    return profiles.render_form(
+        spawner.pool.offer,
+        user=spawner.user.name,
+        groups=groups,
+        availability=offered,
+        selected=selected,
+        notice=notice,
+        simulated=simulated,
+        isolation_note=spawner.isolation_note,
+        admin=bool(spawner.user.admin),
+    )
+
+
+def granted_in_words(lease: Lease) -> str:
+    """What was granted, for the person who waited for it."""
+    if not lease.slices:
+        return "a session without a GPU"
+    what = {item.visible for item in lease.slices}
+    memory = min(item.memory_mib for item in lease.slices)
+    return f"{lease.gpus:.3g} GPU ({', '.join(sorted(what))}), {memory} MiB on each"
