@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
@@ -166,8 +167,17 @@ def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
     )
 
 
+_names = select(t.owners.c.id, t.owners.c.name)
+
+
 def with_slices(conn: Connection, found: Iterable[Any]) -> list[Lease]:
-    """Rows of ``leases`` with the slices of each."""
+    """Rows of ``leases`` with the slices of each, under the present name of each owner."""
     listed = list(found)
     held = slices_of(conn, [row.id for row in listed if row.granted_at is not None])
-    return [lease(row, held.get(row.id, ())) for row in listed]
+    owners = {row.owner for row in listed}
+    query = _names if len(owners) > AT_ONCE else _names.where(t.owners.c.id.in_(owners))
+    names = {row.id: row.name for row in conn.execute(query)} if owners else {}
+    return [
+        replace(lease(row, held.get(row.id, ())), user=names[row.owner] or f"{row.user} (deleted)")
+        for row in listed
+    ]

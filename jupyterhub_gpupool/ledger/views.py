@@ -163,13 +163,20 @@ def watch(conn: Connection, leases: Collection[str]) -> dict[str, Waiting]:
 
 
 def closed(conn: Connection, user: str | None, before: float | None, count: int) -> list[Lease]:
-    """Closed leases, newest first; of one user by the owner's present name, or of everybody."""
+    """Closed leases, newest first; of one user by the owner's present name, or of everybody.
+
+    ``count`` of them, and those closed at the same time as the last one.
+    """
     query = select(t.leases).where(t.leases.c.state == State.CLOSED.value)
     if user is not None:
         query = query.join(t.owners, t.owners.c.id == t.leases.c.owner).where(t.owners.c.name == user)
-    if before is not None:
-        query = query.where(t.leases.c.closed_at < before)
-    return rows.with_slices(conn, conn.execute(query.order_by(t.leases.c.closed_at.desc()).limit(count)))
+    page = query if before is None else query.where(t.leases.c.closed_at < before)
+    found = conn.execute(page.order_by(t.leases.c.closed_at.desc()).limit(count)).all()
+    if len(found) == count:  # leases closed in one transaction have one time: no page ends among them
+        last = found[-1].closed_at
+        found = [row for row in found if row.closed_at != last]
+        found += conn.execute(query.where(t.leases.c.closed_at == last)).all()
+    return rows.with_slices(conn, found)
 
 
 def owner_of(conn: Connection, lease: str) -> str | None:

@@ -242,6 +242,9 @@ class Sweep:
         if lease.state is State.QUEUED:
             if await self.pool.ask("give_up", lease.id, actor=actor, reason="left the queue"):
                 await self.hub.stop(lease.user, lease.server)
+                return
+            lease = await self.pool.ask("lease", lease.id)  # granted in this very moment
+        if lease.state is State.CLOSED:
             return
         if lease.state in (State.STARTING, State.ACTIVE):
             lease = await self.pool.move("begin_stop", lease, actor=actor, reason="released")

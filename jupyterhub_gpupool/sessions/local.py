@@ -149,10 +149,7 @@ class LocalSessions:
         return token.get("JUPYTERHUB_API_TOKEN") if same else None
 
     def environment_of(self, name: str, pid: int = 0) -> dict[str, str]:
-        """Read which lease and devices the notebook server, process ``pid`` if that is known, was launched with.
-
-        Holds the names that begin with GPUPOOL_, and NVIDIA_VISIBLE_DEVICES; empty without a server.
-        """
+        """Read the GPUPOOL_ names and NVIDIA_VISIBLE_DEVICES that the server was launched with, {} without one."""
         if pid and (stat := _stat(self._proc, pid)) and (raw := _read(self._proc, stat, "environ")):
             return _environ(raw, KEPT)  # a scan of all processes costs much more
         server = self._server_of(name)
