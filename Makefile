@@ -1,7 +1,7 @@
 # The commands of the project.  Debian's packages git, make, python3 and python3-venv are all they need;
 # everything is installed into .venv.  `make PYTHON=python3.12 …` takes another Python.
 .POSIX:
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench docs clean
 
 PYTHON = python3
 PYTEST_ARGS =
@@ -14,6 +14,7 @@ help:
 	@echo 'make test      install what the tests need, and run them all (PYTEST_ARGS="-k queue" for some)'
 	@echo 'make lint      the checkers: ruff, mypy, import contracts, codespell'
 	@echo 'make bench     the figures, as tables'
+	@echo 'make docs      write the generated pages in docs/'
 	@echo 'make clean     remove .venv and caches (the state in .gpupool stays)'
 
 install:
@@ -41,6 +42,10 @@ lint:
 bench:
 	@$(INSTALL) hub
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit; done
+
+docs:
+	@$(INSTALL) hub
+	@$(BIN)/python scripts/docs.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from . import __version__
@@ -19,7 +20,12 @@ def main(argv: list[str] | None = None) -> int:
     simulate = commands.add_parser("simulate", help="make a simulated GPU sick, lost or silent, or well again")
     simulate.add_argument("device", help="its number or id")
     simulate.add_argument("fault", choices=["sick", "lost", "silent", "well"])
-    simulate.add_argument("--faults-file", required=True, help="SimulatedDevices.faults_file of the hub")
+    state = os.environ.get("GPUPOOL_STATE_DIR") or ".gpupool"
+    simulate.add_argument(
+        "--faults-file",
+        default=os.path.join(state, "faults.json"),
+        help="SimulatedDevices.faults_file of the hub (default: the demo's, %(default)s)",
+    )
     chosen = parser.parse_args(argv)
     if chosen.command == "service":
         from .service.app import main as serve

@@ -145,6 +145,7 @@ def configure_hub(c: Any, demo: Demo) -> None:
     # Two demos under one account: each knows its own sessions by the name of its pool.
     c.GPUPool.name = f"demo-{hashlib.sha256(str(state).encode()).hexdigest()[:8]}"
     c.GPUPool.database_url = f"sqlite:///{quote(str(state / 'ledger.sqlite'))}"
+    c.SimulatedDevices.faults_file = str(state / "faults.json")
     c.GPUPoolService.port = demo.ports["service"]
 
     c.Spawner.default_url = "/lab"

@@ -55,7 +55,10 @@ def point(name: str) -> None:
     armed, file = os.environ.get("GPUPOOL_FAULT", ""), None
     if armed.startswith("@"):
         file = Path(armed[1:])
-        armed = file.read_text() if file.exists() else ""
+        try:
+            armed = file.read_text()
+        except FileNotFoundError:
+            return
     if not armed:
         return
     _passed[name] += 1
@@ -63,7 +66,7 @@ def point(name: str) -> None:
         wanted, action, count = ([*spec.split(":"), "kill", "1"])[:3]
         if wanted == name and _passed[name] == int(count):
             if file is not None:
-                file.unlink()
+                file.unlink(missing_ok=True)
             if action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise InjectedFault(f"fault point {name}")

@@ -8,6 +8,7 @@ that asked was cancelled.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from traitlets import Dict, Float, Integer, List, TraitError, Unicode, default, validate
-from traitlets.config import LoggingConfigurable
+from traitlets.config import Config, LoggingConfigurable
 
 from . import fairness, placement
 from .errors import GPUPoolError, Unavailable
@@ -53,7 +54,7 @@ class GPUPool(LoggingConfigurable):
 
     profiles = List(
         Dict(),
-        help="""What people may choose, in KubeSpawner's ``profile_list`` format with the pool's own keys. The README
+        help="""What people may choose, in KubeSpawner's ``profile_list`` format with the pool's own keys. ``docs/profiles.md``
         has the table of all keys. Example: ``[{"display_name": "Half an A100", "gpu": {"memory": "1/2"}}]``.""",
     ).tag(config=True)
 
@@ -90,10 +91,12 @@ class GPUPool(LoggingConfigurable):
     _shared: dict[str, GPUPool] = {}
 
     @classmethod
-    def shared(cls, **kwargs: Any) -> GPUPool:
+    def shared(cls, config: Config, log: Any) -> GPUPool:
         """The one pool of this process for a ledger; made at the first call."""
-        pool = cls(**kwargs)
-        return cls._shared.setdefault(pool.database_url, pool)
+        url = str(config.GPUPool.get("database_url", ""))
+        if url not in cls._shared:
+            cls._shared[url] = cls(config=config, log=log)
+        return cls._shared[url]
 
     @validate("name", "hub_name")
     def _valid_name(self, proposal: Any) -> str:
@@ -283,10 +286,11 @@ class _Watch:
 
     async def wait(self, seconds: float) -> None:
         """Return at the next change, or when the time is over."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), max(0.01, seconds))
-        except TimeoutError:
-            return
+        changed = self._changed
+        with contextlib.suppress(TimeoutError):
+            # Not wait_for(): before Python 3.12 it swallows a cancel that comes together with the change.
+            async with asyncio.timeout(max(0.01, seconds)):
+                await changed.wait()
 
 
 def transition_line(lease: Lease, before: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import bindparam, insert, or_, select, update
 
 from .. import fairness, placement
 from ..model import Device, Lease, Request, Sample, Session, State
@@ -25,6 +25,8 @@ from .verify import problems
 from .views import Event, Reading, Snapshot, Waiting
 
 __all__ = ["Event", "Ledger", "Observation", "Policy", "Reading", "Snapshot", "Waiting", "file_of"]
+
+_beat = update(t.hubs).where(t.hubs.c.name == bindparam("hub"))
 
 
 class Ledger:
@@ -80,7 +82,7 @@ class Ledger:
         """Say that the hub's process lives; a hub that was away for long is served again from here on."""
         with self.store.write() as tx:
             before = tx.run(select(t.hubs.c.beat_at).where(t.hubs.c.name == hub)).scalar_one_or_none()
-            tx.run(update(t.hubs).where(t.hubs.c.name == hub).values(beat_at=tx.now))
+            tx.run(_beat, {"hub": hub, "beat_at": tx.now})
             if before is not None and before < tx.now - self.policy.beat_age:
                 self._serve(tx)
 
@@ -95,7 +97,7 @@ class Ledger:
             if row is not None and row.state != State.QUEUED:
                 return transitions.reread(tx, row.id)
             gpus = self._could_be(tx, request)
-            tx.run(update(t.hubs).where(t.hubs.c.name == hub).values(beat_at=tx.now))
+            tx.run(_beat, {"hub": hub, "beat_at": tx.now})
             if row is None:
                 self._may_queue(tx, owner, request)
                 key = transitions.new_lease(
@@ -121,6 +123,8 @@ class Ledger:
         return gpus
 
     def _may_queue(self, tx: Transaction, owner: str, request: Request) -> None:
+        if all(limit.queued is None for limit in self.policy.limits.values()):
+            return
         usage = queue_usage(tx, owner, request.owner.name, request.groups)
         fairness.check_queue(request.owner.name, request.groups, usage, self.policy.limits)
 

@@ -81,6 +81,7 @@ _launching = (
     .select_from(t.leases)
     .where(t.leases.c.held == 1, t.leases.c.state == State.STARTING.value)
 )
+_set_epoch = update(t.pool)
 _used = select(t.devices.c.id, t.devices.c.used).where(t.devices.c.used > 0)
 _taken = (
     select(t.slices.c.instance)
@@ -124,7 +125,7 @@ class _Round:
         self.epoch = tx.epoch
 
     def _occupancy(self) -> placement.Occupancy:
-        used = {row.id: row.used for row in self.tx.run(_used)}
+        used: dict[str, int] = dict(self.tx.run(_used).all())
         mig = any(device.instances and device.id in used for device in self.devices)
         return placement.Occupancy(used, set(self.tx.run(_taken).scalars()) if mig else set())
 
@@ -136,7 +137,7 @@ class _Round:
             if self._serve(row):
                 granted.append(row.id)
         if self.epoch != self.tx.epoch:
-            self.tx.run(update(t.pool).values(epoch=self.epoch))
+            self.tx.run(_set_epoch, {"epoch": self.epoch})
         return granted
 
     def _serve(self, row: Any) -> bool:

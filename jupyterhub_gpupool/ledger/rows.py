@@ -168,6 +168,14 @@ def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
 
 
 _names = select(t.owners.c.id, t.owners.c.name)
+_one_name = _names.where(t.owners.c.id == bindparam("key"))
+
+
+def _owner_names(conn: Connection, owners: Collection[str]) -> Iterator[Any]:
+    if len(owners) == 1:
+        yield from conn.execute(_one_name, {"key": next(iter(owners))})
+    elif owners:
+        yield from conn.execute(_names if len(owners) > AT_ONCE else _names.where(t.owners.c.id.in_(owners)))
 
 
 def with_slices(conn: Connection, found: Iterable[Any]) -> list[Lease]:
@@ -175,8 +183,7 @@ def with_slices(conn: Connection, found: Iterable[Any]) -> list[Lease]:
     listed = list(found)
     held = slices_of(conn, [row.id for row in listed if row.granted_at is not None])
     owners = {row.owner for row in listed}
-    query = _names if len(owners) > AT_ONCE else _names.where(t.owners.c.id.in_(owners))
-    names = {row.id: row.name for row in conn.execute(query)} if owners else {}
+    names: dict[str, str | None] = dict(_owner_names(conn, owners))
     return [
         replace(lease(row, held.get(row.id, ())), user=names[row.owner] or f"{row.user} (deleted)")
         for row in listed

@@ -14,7 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select, text, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Float,
+    create_engine,
+    event,
+    func,
+    insert,
+    inspect,
+    literal_column,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 
@@ -35,6 +48,10 @@ _take_lock = (
     .values(version=t.pool.c.version + 1)
     .returning(t.pool.c.version, t.pool.c.inventory, t.pool.c.epoch, t.pool.c.settled_at)
 )
+_SQLITE_TIME = "(julianday('now') - 2440587.5) * 86400.0"
+_SQLITE_NOW = text(f"SELECT {_SQLITE_TIME}")
+# A statement less in every transaction: the time comes with the lock.
+_sqlite_take_lock = _take_lock.returning(literal_column(_SQLITE_TIME, Float).label("now"))
 
 
 @dataclass(slots=True)
@@ -174,10 +191,10 @@ class Store:
     def write(self) -> Iterator[Transaction]:
         """Open a writing transaction; it commits at the end of the block or leaves no trace."""
         with _in_words(self.url.database), self.engine.begin() as conn:
-            row = conn.execute(_take_lock).one()
-            yield Transaction(
-                conn, self._now(conn), row.version, row.inventory, row.epoch, row.settled_at is not None
-            )
+            timed = self._clock is None and self.engine.dialect.name == "sqlite"
+            row = conn.execute(_sqlite_take_lock if timed else _take_lock).one()
+            now = row.now if timed else self._now(conn)
+            yield Transaction(conn, now, row.version, row.inventory, row.epoch, row.settled_at is not None)
 
     @contextmanager
     def read(self) -> Iterator[tuple[Connection, float]]:
@@ -195,9 +212,6 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
-
-
-_SQLITE_NOW = text("SELECT (julianday('now') - 2440587.5) * 86400.0")
 
 
 @contextmanager

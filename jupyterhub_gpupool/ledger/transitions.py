@@ -289,7 +289,7 @@ def check(tx: Transaction, lease: str) -> None:
     written = {
         (item.device, cell) for item in rows.slices_of(tx.conn, [lease]).get(lease, ()) for cell in item.cells
     }
-    held = {(claim.device, claim.cell) for claim in tx.run(_claimed, {"key": lease})}
+    held = set(map(tuple, tx.run(_claimed, {"key": lease})))
     wanted = written if row.held else set()
     if held != wanted:
         raise LeaseConflict(f"Lease {lease} would hold {len(held)} cells, its slices name {len(wanted)}.")

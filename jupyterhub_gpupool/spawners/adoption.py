@@ -45,6 +45,8 @@ class Adoption:
             return await self._poll_unknown(first)
         if lease.state is State.QUEUED:
             return 0
+        if lease.state is State.STARTING and not first and not self._launching:
+            return 0  # granted to this very instance, which has launched nothing for it yet
         presence = await self._presence(lease, wait=first)
         if presence is Presence.ABSENT:
             await self._note_gone(lease)

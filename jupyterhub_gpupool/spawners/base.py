@@ -228,7 +228,8 @@ class GPUPoolMixin(Adoption, Spawner):
         faults.point("launch.intent")
         self._steps.add(40, "Starting the notebook server")
         self._launching = True
-        address = await asyncio.wait_for(super().start(), self._launch_timeout)
+        async with asyncio.timeout(self._launch_timeout):
+            address = await super().start()
         faults.point("launch.done")
         running, differences = await self._launched(lease)
         if differences:

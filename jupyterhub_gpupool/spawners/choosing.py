@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import profiles
 from ..errors import Rejected, Unavailable
-from ..model import Lease
+from ..model import Kind, Lease
 from .refusal import refuse
 
 if TYPE_CHECKING:
@@ -58,6 +58,13 @@ def granted_in_words(lease: Lease) -> str:
     """What was granted, for the person who waited for it."""
     if not lease.slices:
         return "a session without a GPU"
-    what = {item.visible for item in lease.slices}
-    memory = min(item.memory_mib for item in lease.slices)
-    return f"{lease.gpus:.3g} GPU ({', '.join(sorted(what))}), {memory} MiB on each"
+    many = len(lease.slices)
+    memory = f"{min(item.memory_mib for item in lease.slices) / 1024:.4g} GiB"
+    match lease.wish.kind:
+        case Kind.MIG:
+            what = f"MIG instance {lease.wish.mig}"
+        case Kind.SHARE:
+            what = f"a share of {lease.gpus:.3g} GPU"
+        case _:
+            what = "a whole GPU" if many == 1 else f"{many} whole GPUs"
+    return f"{what}, {memory}{' each' if many > 1 else ''}"

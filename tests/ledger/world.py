@@ -349,10 +349,17 @@ class World:
                 if task.done() and not task.cancelled() and isinstance(task.exception(), Exception):
                     raise Broken(f"{user}'s start failed: {task.exception()!r}")
             leases = {lease.user: lease for lease in self._reader.snapshot().leases}
-            if all(user in leases and leases[user].state in ("queued", "stopping") for user in running):
+            if all(self._waits(user, leases.get(user)) for user in running):
                 return
             await asyncio.sleep(0.001)
         raise Broken("a start neither ends nor waits")
+
+    def _waits(self, user: str, lease: Lease | None) -> bool:
+        """Whether a start has read its lease, and can do nothing but wait for it to change."""
+        mine = self.spawners[user]._lease
+        if lease is None or mine is None or lease.id != mine.id:
+            return False
+        return lease.state in ("queued", "stopping")
 
     async def stop_server(self, user: str) -> None:
         """As the hub does at a DELETE, in its order."""
