@@ -1,0 +1,112 @@
+"""What follows from a verdict in each mode, and when an idle slice is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyterhub_gpupool.model import Decision
+
+from . import world as worlds
+from .world import World
+
+
+def play(folder: Path, script: Callable[[World], Awaitable[None]], mode: str = "reclaim") -> World:
+    async def run() -> World:
+        world = World(folder)
+        world.sweep.rules.mode = mode
+        try:
+            await world.pass_time()
+            await world.start("ada")
+            await script(world)
+        finally:
+            world.close()
+        return world
+
+    return asyncio.run(run())
+
+
+def actions(world: World) -> list[str]:
+    return [event.action for event in world._reader.events(count=1000) if event.user == "ada"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "warned", "stopped"), [("observe", False, False), ("warn", True, False), ("reclaim", True, True)]
+)
+def test_modes(tmp_path: Path, mode: str, warned: bool, stopped: bool) -> None:
+    async def idle(world: World) -> None:
+        await world.pass_time(10)
+
+    world = play(tmp_path, idle, mode)
+    assert ("warn" in actions(world)) is warned
+    assert ("stop" in actions(world)) is stopped
+    if not stopped:
+        (lease,) = world._reader.snapshot().leases
+        assert lease.verdict is Decision.WARN
+        assert f"mode {mode}" in lease.verdict_reason
+        assert (lease.deadline_seconds == 0) is warned
+
+
+def test_wanted_waits_until_somebody_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle: dict[str, Any] = {**worlds.PROFILE["idle"], "when": "wanted"}  # type: ignore[dict-item]
+    monkeypatch.setitem(worlds.PROFILE, "idle", idle)
+
+    async def script(world: World) -> None:
+        await world.pass_time(10)
+        assert "warn" not in actions(world)
+        await world.start("grace")
+        await world.pass_time(6)
+        assert actions(world)[-3:] == ["warn", "stop", "close"]
+        grace = next(lease for lease in world._reader.snapshot().leases if lease.user == "grace")
+        assert grace.state == "active"
+
+    play(tmp_path, script)
+
+
+def test_use_inside_the_countdown_takes_the_warning_back(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.pass_time(3)
+        assert actions(world)[-1] == "warn"
+        (lease,) = world._reader.snapshot().leases
+        world.backend.busy.add(lease.id)
+        await world.pass_time(1)
+        assert actions(world)[-1] == "unwarn"
+        world.backend.busy.clear()
+        await world.pass_time(2)
+        (lease,) = world._reader.snapshot().leases
+        assert lease.idle_seconds <= 2 * worlds.INTERVAL, "the idle time began anew"
+
+    play(tmp_path, script)
+
+
+def test_an_extension_holds_and_ends(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        await world.pass_time(3)
+        (lease,) = world._reader.snapshot().leases
+        assert lease.deadline_seconds is not None
+        assert await world.pool.ask("extend", lease.id, "ada") == 10
+        await world.pass_time(1)
+        (lease,) = world._reader.snapshot().leases
+        assert lease.deadline_seconds == worlds.WARN, "the extension has run out, a full warning is given again"
+        await world.pass_time(2)
+        assert actions(world)[-1] == "close"
+
+    play(tmp_path, script)
+
+
+def test_max_age_ends_a_busy_session_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(worlds.PROFILE, "max_age", 100)
+
+    async def script(world: World) -> None:
+        (lease,) = world._reader.snapshot().leases
+        world.backend.busy.add(lease.id)
+        await world.pass_time(20)
+        events = {event.action: event.at for event in world._reader.events(count=1000) if event.user == "ada"}
+        assert events["stop"] - events["warn"] >= worlds.WARN
+        assert events["stop"] - events["activate"] >= 100
+
+    play(tmp_path, script)
