@@ -137,16 +137,19 @@ class Hub:
         except BaseException:
             self.__exit__()
             raise
-        self.address = f"http://127.0.0.1:{json.loads((self.state / 'ports.json').read_text())['hub']}/hub/api"
         return self
 
     def _answers(self) -> bool:
         if self.process.poll() is not None:
             raise SystemExit(f"the hub has ended:\n{self.tail()}")
-        paths = ["hub/api/", *(["services/gpupool/health"] if self.given["arm"] == "pool" else [])]
         try:
-            return all(requests.get(f"http://127.0.0.1:{self.port}/{path}", timeout=5).ok for path in paths)
-        except requests.RequestException:
+            ports = json.loads((self.state / "ports.json").read_text())
+            self.address = f"http://127.0.0.1:{ports['hub']}/hub/api"
+            asked = [f"{self.address}/"]
+            if self.given["arm"] == "pool":
+                asked.append(f"http://127.0.0.1:{ports['service']}/services/gpupool/health")
+            return all(requests.get(url, timeout=5).ok for url in asked)
+        except (FileNotFoundError, requests.RequestException):
             return False
 
     def __exit__(self, *_: object) -> None:

@@ -28,8 +28,8 @@ backend = demo.setup(c)
 
 c.JupyterHub.concurrent_spawn_limit = given.get("concurrent_spawn_limit", 0)
 c.JupyterHub.active_server_limit = 0
-# A start answers its request when the session is ready (or at once), so no figure depends on asking again.
-c.JupyterHub.tornado_settings = {"slow_spawn_timeout": given.get("slow_spawn_timeout", 120)}
+if "slow_spawn_timeout" in given:
+    c.JupyterHub.tornado_settings = {"slow_spawn_timeout": given["slow_spawn_timeout"]}
 c.JupyterHub.load_roles = [
     {"name": "bench", "scopes": ["admin:users", "admin:servers", "access:servers"], "services": ["bench"]}
 ]
@@ -49,6 +49,8 @@ if given["session"] == "null":
     c.Null.address = given["address"]
 elif given["session"] == "waiting" and not pooled:
     c.JupyterHub.spawner_class = _spawners.Waiting
+if given.get("proxy") == "none":
+    c.JupyterHub.proxy_class = _spawners.NoProxy
 for section, values in given.get("config", {}).items():
     c[section].update(values)
 if given.get("trace"):

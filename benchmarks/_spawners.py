@@ -7,6 +7,7 @@ from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
+from jupyterhub.proxy import Proxy
 from jupyterhub.spawner import Spawner
 from traitlets import Unicode
 
@@ -71,3 +72,22 @@ class PooledNull(GPUPoolMixin, Null):
 
     async def _attach(self, session: Session) -> Any:
         self.running = True
+
+
+class NoProxy(Proxy):
+    """Keeps the routes and serves none: the hub is asked at its own address."""
+
+    should_start = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._routes: dict[str, dict[str, Any]] = {}
+
+    async def add_route(self, routespec: str, target: str, data: Any) -> None:
+        self._routes[routespec] = {"routespec": routespec, "target": target, "data": data}
+
+    async def delete_route(self, routespec: str) -> None:
+        self._routes.pop(routespec, None)
+
+    async def get_all_routes(self) -> dict[str, dict[str, Any]]:
+        return self._routes

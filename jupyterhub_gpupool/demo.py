@@ -128,6 +128,8 @@ def configure_hub(c: Any, demo: Demo) -> None:
     c.DemoAuthenticator.password = demo.password
     c.Authenticator.allowed_users = set(USERS)
     c.Authenticator.admin_users = {ADMIN}
+    # Traefik compares paths with reserved characters still encoded, its rules come decoded: others never match.
+    c.Authenticator.setdefault("username_pattern", r"[\w .@~-]+\Z")
     c.JupyterHub.load_groups = {group: {"users": list(users)} for group, users in GROUPS.items()}
 
     # A proxy that streams: places in the queue and steps of a launch are server-sent events.

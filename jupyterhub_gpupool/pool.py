@@ -28,6 +28,9 @@ from .profiles import read as read_profiles
 P = ParamSpec("P")
 T = TypeVar("T")
 
+AFTER_MOVE = 0.05
+"""Seconds between two looks of the hub at the queue while its own sessions start and end."""
+
 BEAT_INTERVAL = 4.0
 """Seconds between two signs of life of a hub for which somebody waits."""
 
@@ -147,6 +150,7 @@ class GPUPool(LoggingConfigurable):
         self._ledger: Ledger | None = None
         self._registered = False
         self._watched: dict[str, _Watch] = {}
+        self._moved = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
 
     # --- the worker thread ---------------------------------------------------------------------
@@ -249,11 +253,20 @@ class GPUPool(LoggingConfigurable):
                 for lease, waiting in found.items():
                     if lease in self._watched:
                         self._watched[lease].put(waiting)
-            await asyncio.sleep(self.watch_interval)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait until the next look: a move of this hub may have granted something, and is not waited out."""
+        await asyncio.sleep(min(AFTER_MOVE, self.watch_interval))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self.watch_interval - AFTER_MOVE)):
+                await self._moved.wait()
+        self._moved.clear()
 
     async def move(self, verb: str, lease: Lease, **kwargs: Any) -> Lease:
         """Run a transition of the ledger and log it as one line."""
         moved: Lease = await self.ask(verb, lease.id, **kwargs)
+        self._moved.set()
         self._log(moved, lease.state)
         return moved
 
@@ -294,10 +307,10 @@ class _Watch:
 
 
 def transition_line(lease: Lease, before: str) -> str:
-    """A transition as one log line; control characters of names are escaped."""
+    """A transition as one log line; what would break it in a name, a blank too, is escaped."""
     held = ",".join(f"{item.visible}({len(item.cells)}/{item.of})" for item in lease.slices) or "-"
     user = f"{lease.user}/{lease.server}" if lease.server else lease.user
-    shown = user.encode("unicode_escape").decode("ascii")
+    shown = user.encode("unicode_escape").decode("ascii").replace(" ", r"\x20")
     why = lease.reason.encode("unicode_escape").decode("ascii") or "-"
     return f"lease={lease.id} user={shown} slices={held} {before}→{lease.state} reason={why}"
 

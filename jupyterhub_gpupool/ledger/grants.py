@@ -55,19 +55,19 @@ class Grants:
         """Grant whatever can be granted now, in order; returns the leases that were."""
         if not tx.settled:
             return []
-        waiting = tx.run(_waiting, {"since": tx.now - self.policy.beat_age}).all()
-        if not waiting:
-            return []
+        counted = dict(tx.run(_counts).all())
         room = math.inf
         if self.policy.launches:
-            room = self.policy.launches - int(tx.run(_launching).scalar_one())
-        if room <= 0:
-            return []
-        return _Round(tx, self).run(waiting, room)
+            room = self.policy.launches - counted.get(State.STARTING, 0)
+        if room <= 0 or State.QUEUED not in counted:
+            return []  # before the queue is read: it may be long
+        waiting = tx.run(_waiting, {"since": tx.now - self.policy.beat_age}).all()
+        return _Round(tx, self).run(waiting, room) if waiting else []
 
 
+_named = ("id", "owner", "user", "state", "step", "wish", "terms", "groups", "reason")
 _waiting = (
-    select(t.leases)
+    select(*(t.leases.c[name] for name in _named))
     .join(t.hubs, t.hubs.c.name == t.leases.c.hub)
     .where(
         t.leases.c.state == State.QUEUED.value,
@@ -76,10 +76,10 @@ _waiting = (
     )
     .order_by(t.leases.c.ticket)
 )
-_launching = (
-    select(func.count())
-    .select_from(t.leases)
-    .where(t.leases.c.held == 1, t.leases.c.state == State.STARTING.value)
+_counts = (
+    select(t.leases.c.state, func.count())
+    .where(t.leases.c.state.in_([State.QUEUED.value, State.STARTING.value]))
+    .group_by(t.leases.c.state)
 )
 _set_epoch = update(t.pool)
 _used = select(t.devices.c.id, t.devices.c.used).where(t.devices.c.used > 0)

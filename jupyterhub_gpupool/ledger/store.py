@@ -107,8 +107,9 @@ class Store:
         if self.url.get_backend_name() != "sqlite":
             return create_engine(self.url)
         path = self.url.database
-        if path:
-            # Created by us first, so that it is never readable by others, not even for a moment.
+        if path and not Path(path).exists():
+            # Created by us first, so that it is never readable by others, not even for a moment.  Only where
+            # it is not there: closing a file that SQLite has open drops the locks of this whole process.
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             with _in_words(path):
                 try:
@@ -161,6 +162,7 @@ class Store:
         path = str(self.url.database)
         with self.engine.connect() as conn:
             conn.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.engine.dispose()  # closing a copied file would drop the locks of connections that are open
         shutil.copy2(path, f"{path}.schema-{found}")
 
     def _create(self) -> None:

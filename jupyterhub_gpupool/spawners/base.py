@@ -20,7 +20,7 @@ from jupyterhub.utils import maybe_future
 from traitlets import Float, default
 
 from .. import faults, profiles, runtime
-from ..errors import GPUPoolError, LeaseConflict, Unavailable
+from ..errors import GPUPoolError, LeaseConflict, Rejected, Unavailable
 from ..model import HOLDING, Lease, Owner, Request, Session, State
 from ..pool import GPUPool
 from ..sessions import Sessions
@@ -116,6 +116,12 @@ class GPUPoolMixin(Adoption, Spawner):
     # --- the choice ------------------------------------------------------------------------------
 
     def _resolve(self, options: Any) -> profiles.Choice:
+        if "\0" in self.user.name:  # the session is told its user's name in its environment
+            raise Rejected(
+                f"The user name {ascii(self.user.name)} has a NUL character, so no session can be started for it; "
+                "allowed are names without one.",
+                reason="bad-user",
+            )
         return profiles.resolve(
             self.pool.offer,
             options,
@@ -144,7 +150,7 @@ class GPUPoolMixin(Adoption, Spawner):
 
     def options_from_query(self, query_data: dict[str, list[str]]) -> dict[str, Any]:
         """Show the form with the link's choice filled in: a link may come from a foreign page."""
-        raise Notice("The link that brought you here has filled in the form. Nothing was started yet.")
+        raise Notice()
 
     # --- start -----------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from .refusal import refuse
 if TYPE_CHECKING:
     from .base import GPUPoolMixin
 
+LINKED = "The link that brought you here has filled in the form. Nothing was started yet."
+
 
 async def one_door(spawner: GPUPoolMixin, options: Any) -> None:
     """Resolve and authorise a choice: form, REST, query and stored options all come through here."""
@@ -41,6 +43,8 @@ async def render_form(spawner: GPUPoolMixin) -> str:
             if name.startswith("opt-")
         }
         selected = profiles.parse_query(asked) or selected
+        if asked and spawner.handler.request.method == "GET":
+            notice = f"{LINKED} {notice}".strip()
     return profiles.render_form(
         spawner.pool.offer,
         user=spawner.user.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tornado import escape, web
+from tornado import web
 
 from ..errors import GPUPoolError
 
@@ -41,12 +41,15 @@ else:
 
 
 class Notice(web.HTTPError):
-    """Shows the form with a text instead of starting anything: not an error, and not shown as one."""
+    """Shows the form instead of starting anything.  Not an error, so it has no text: the form says why."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(200, text)
-        self.jupyterhub_message = ""
-        self.jupyterhub_html_message = escape.xhtml_escape(text)
+    jupyterhub_message = ""
+
+    def __init__(self) -> None:
+        super().__init__(200)
+
+    def __str__(self) -> str:
+        return self.jupyterhub_message
 
 
 def refuse(problem: GPUPoolError, handler: Any) -> Refusal:

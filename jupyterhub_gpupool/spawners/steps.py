@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
 from ..ledger import Waiting
 
-COALESCE = 1.0
-"""Seconds between two messages of one page while places change; a long queue may move quickly."""
+COALESCE = (1.0, 3.0)
+"""Seconds between two messages of one page while places change: a long queue may move quickly, and pages that
+all speak at once hold the hub."""
 
 
 class Steps:
@@ -19,6 +22,7 @@ class Steps:
         self._steps: list[tuple[str, dict[str, Any]]] = []
         self._version = 0
         self._changed = asyncio.Event()
+        self._lasting = asyncio.Event()
 
     def add(self, progress: int, message: str, *, replaces: str = "") -> None:
         """Tell everybody who looks.  ``progress`` is in percent."""
@@ -31,6 +35,9 @@ class Steps:
         self._version += 1
         self._changed.set()
         self._changed = asyncio.Event()
+        if not replaces:
+            self._lasting.set()
+            self._lasting = asyncio.Event()
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the steps so far, then each new one, for ever: the hub ends this when the start ends."""
@@ -44,7 +51,9 @@ class Steps:
             if version == self._version:
                 await changed.wait()
                 if self._steps[-1][0]:
-                    await asyncio.sleep(COALESCE)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(random.uniform(*COALESCE)):
+                            await self._lasting.wait()
 
 
 def place_in_words(waiting: Waiting) -> str:

@@ -41,7 +41,9 @@ const title = (slug) => titles.get(slug) || slug;
 
 function showTime(element, iso) {
   element.setAttribute("datetime", iso || "");
-  element.textContent = iso ? new Date(iso).toLocaleString() : "unknown";
+  const time = iso && new Date(iso);
+  const today = time && time.toDateString() === new Date().toDateString();
+  element.textContent = !time ? "unknown" : today ? time.toLocaleTimeString() : time.toLocaleString();
 }
 
 // --- filling elements ----------------------------------------------------------------------------------
@@ -105,6 +107,9 @@ function fillLease(card, lease) {
   setText(card, "memory", memory(lease.memory_mib));
   meter(card, "memory-meter", lease.memory_used_mib, lease.memory_mib || 1);
   setText(card, "idle", duration(lease.idle_seconds || 0));
+  setText(card, "decision", lease.verdict && lease.verdict.decision);
+  setText(card, "why", lease.verdict && lease.verdict.reason);
+  show(card, "judged", active && Boolean(lease.verdict) && lease.deadline_seconds === null);
   show(card, "server", Boolean(lease.server));
   show(card, "queued", state === "queued");
   show(card, "why", Boolean(lease.reason) && (state === "queued" || state === "stopping"));
@@ -117,6 +122,12 @@ function fillLease(card, lease) {
 }
 
 function fillButtons(card, lease) {
+  const link = card.querySelector('[data-link="session"]');
+  if (link) {
+    // The hub leads from here to the session, or to the page that shows its start.
+    link.href = `${page.hub}spawn/${encodeURIComponent(lease.user)}/${encodeURIComponent(lease.server)}`;
+    link.textContent = lease.state === "active" ? "Open" : "Show the start";
+  }
   for (const form of card.querySelectorAll("form")) {
     const wanted = `${page.prefix}leases/${lease.id}/${form.dataset.act}`;
     if (form.getAttribute("action") !== wanted) form.setAttribute("action", wanted);
@@ -126,11 +137,11 @@ function fillButtons(card, lease) {
   extend.disabled = capped || extend.dataset.busy === "yes";
   extend.setAttribute("aria-describedby", `cap-${lease.id}`);
   field(card, "cap").id = `cap-${lease.id}`;
-  setText(card, "extend", duration(lease.extend_seconds));
+  setText(card, "extend", capped ? "Extend" : `Extend by ${duration(lease.extend_seconds)}`);
   setText(card, "release", lease.state === "queued" ? "Leave the queue" : "Release now");
   const cap = capped
     ? "It was extended as far as its profile allows."
-    : `It can be extended by ${duration(lease.extendable_seconds)} in all.`;
+    : `It can be extended by up to ${duration(lease.extendable_seconds)} more.`;
   setText(card, "cap", lease.state === "active" ? cap : "");
 }
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, expect, sync_playwright
 
-from ..hub.conftest import ROOT, HubUnderTest, until
+from ..hub.conftest import ROOT, HubUnderTest
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 STATUS = "/services/gpupool/"
@@ -81,10 +81,16 @@ class Person:
         page.goto(STATUS)
         return page
 
-    def shot(self, name: str, page: Page | None = None) -> Path:
-        path = SCREENSHOTS / f"{name}.png"
-        (page or self.page).screenshot(path=path, full_page=True)
-        return path
+    def shot(self, name: str, page: Page | None = None) -> None:
+        """Keep a picture of the whole page, to be looked at."""
+        page = page or self.page
+        window = page.viewport_size
+        assert window is not None
+        # As in a window that is long enough: what sticks to its edge stands at the end of the page.
+        whole = page.evaluate("document.documentElement.scrollHeight")
+        page.set_viewport_size({**window, "height": max(window["height"], whole)})
+        page.screenshot(path=SCREENSHOTS / f"{name}.png")
+        page.set_viewport_size(window)
 
     def write_notebook(self, name: str, source: str) -> None:
         """Put a notebook with one cell into the home through the contents API, with the page's own rights."""
@@ -177,15 +183,6 @@ def person(browser: Browser, demo: HubUnderTest, request: pytest.FixtureRequest)
     for one in made:
         one.context.close()
     assert refused == []
-
-
-@pytest.fixture
-def home(demo: HubUnderTest) -> Iterator[None]:
-    """End every session and wait, before the next test of the module begins."""
-    yield
-    for lease in demo.ledger().snapshot().leases:
-        demo.browser_session(lease.user)
-    until(lambda: demo.ledger().snapshot().leases == (), "all leases to be closed")
 
 
 FAILED = pytest.StashKey[bool]()

@@ -47,7 +47,7 @@ c.GPUPool.watch_interval = 0.1
 c.GPUPoolService.mode = given.get("mode", "reclaim")
 c.GPUPoolService.sweep_interval = 0.5
 c.GPUPoolService.absence_interval = 1.0
-for section, values in given.get("config", {}).items():
+for section, values in given.get("sections", {}).items():
     c[section].update(values)
 
 backend = demo.setup(c)
@@ -64,7 +64,7 @@ c.JupyterHub.load_roles = [
 c.JupyterHub.services = [{"name": "tester", "api_token": given["token"]}]
 c.Spawner.cmd = [sys.executable, str(Path(__file__).parent / "bin" / "jupyterhub-singleuser")]
 c.Spawner.poll_interval = 2
-c.Spawner.http_timeout = 15
+c.Spawner.setdefault("http_timeout", 15)
 c.Spawner.env_keep = [*("PATH", "LANG"), "TEST_HUB_VERSION"]
 
 configure(c, backend=backend)

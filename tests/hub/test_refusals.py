@@ -28,8 +28,8 @@ ALLOWED = "allowed are whole, half, mig, cpu"
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubUnderTest]:
     """One hub for all tests of this file; each leaves it as it was."""
-    made = HubUnderTest(tmp_path_factory.mktemp("refusals") / "state")
-    made.given["config"] = {"Spawner": {"consecutive_failure_limit": 3}}
+    sections = {"Spawner": {"consecutive_failure_limit": 3}}
+    made = HubUnderTest(tmp_path_factory.mktemp("refusals") / "state", sections=sections)
     try:
         made.start()
         yield made
@@ -399,13 +399,9 @@ def test_leaving_the_group_while_waiting(hub: HubUnderTest) -> None:
 
 def test_failed_starts_do_end_this_hub(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The limit that the refusals above must not reach is in force: three failed starts end a hub."""
-    made = HubUnderTest(tmp_path_factory.mktemp("failures") / "state")
-    made.given["config"] = {
-        "Spawner": {"consecutive_failure_limit": 3},
-        "GPUPool": {
-            "profiles": [{"display_name": "Broken", "slug": "cpu", "spawner_override": {"cmd": ["/nowhere"]}}]
-        },
-    }
+    broken = {"display_name": "Broken", "slug": "cpu", "spawner_override": {"cmd": ["/nowhere"]}}
+    sections = {"Spawner": {"consecutive_failure_limit": 3}, "GPUPool": {"profiles": [broken]}}
+    made = HubUnderTest(tmp_path_factory.mktemp("failures") / "state", sections=sections)
     try:
         made.start()
         for _ in range(3):

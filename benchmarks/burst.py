@@ -1,0 +1,187 @@
+"""A burst of users who all start their server at once, with a session that costs nothing.
+
+The spawner returns a server that runs already, so hub, proxy and pool are all there is to measure.  One real
+hub after the other gets the same burst: the stock hub without a limit on spawns, the stock hub with the limit
+on concurrent spawns that it comes with (it turns users away, and they ask again), and the hub with the pool,
+which lets everybody in and bounds the launches under way.  A user asks for the server, then follows it as the
+page does, by its progress stream, or as scripts do, by asking for the user's model twice a second (--watch).
+The rate is users divided by the time from the first request until the last server is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jupyterhub
+from _hub import MINIATURE, VERDICTS, Hub, folder, load_note, parser, table, until, verdict
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.simple_httpclient import HTTPTimeoutError
+
+POLL_INTERVAL = 0.5
+AGAIN = 1.0
+"""Seconds after which a user who was turned away asks again."""
+
+ARMS = {
+    "stock, no limit": {"arm": "stock", "concurrent_spawn_limit": 0},
+    "stock, as it comes": {"arm": "stock", "concurrent_spawn_limit": 100},
+    "pool": {"arm": "pool"},
+}
+
+
+@dataclass
+class Burst:
+    """What a burst took: seconds of each user, of all of them, and of the hub's CPU."""
+
+    waits: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu: float = 0.0
+    turned_away: int = 0
+
+
+class Client:
+    """The users of one hub."""
+
+    def __init__(self, hub: Hub, watch: str) -> None:
+        self.hub, self.watch = hub, watch
+        self.burst = Burst()
+        self._http = AsyncHTTPClient(force_instance=True, max_clients=2000)
+
+    async def _ask(self, method: str, path: str, **kwargs: object) -> HTTPResponse:
+        request = HTTPRequest(
+            f"{self.hub.address}/{path}",
+            method=method,
+            headers={"Authorization": f"token {self.hub.token}"},
+            body="{}" if method == "POST" else None,
+            connect_timeout=300,
+            request_timeout=300,
+            **kwargs,  # type: ignore[arg-type]
+        )
+        while True:
+            try:
+                return await self._http.fetch(request, raise_error=False)
+            except OSError:  # more connections at once than the hub's socket keeps waiting
+                await asyncio.sleep(AGAIN / 10)
+
+    async def _follow(self, user: str) -> None:
+        """Read the progress stream until it says that the server is ready."""
+        ended: list[dict[str, object]] = []
+
+        def read(chunk: bytes) -> None:
+            for line in chunk.splitlines():
+                if line.startswith(b"data:") and (b'"ready": true' in line or b'"failed": true' in line):
+                    ended.append(json.loads(line[5:]))
+
+        while not ended:
+            try:
+                await self._ask("GET", f"users/{user}/server/progress", streaming_callback=read)
+            except (HTTPClientError, HTTPTimeoutError, OSError):
+                await asyncio.sleep(AGAIN)
+        if not ended[-1].get("ready"):
+            raise SystemExit(f"{user}'s server failed: {ended[-1]}\n{self.hub.tail()}")
+
+    async def _poll(self, user: str) -> None:
+        while True:
+            answer = await self._ask("GET", f"users/{user}")
+            servers = json.loads(answer.body)["servers"] if answer.code == 200 else {}
+            if servers.get("", {}).get("ready"):
+                return
+            await asyncio.sleep(POLL_INTERVAL)
+
+    async def one(self, user: str) -> None:
+        began = time.monotonic()
+        while (answer := await self._ask("POST", f"users/{user}/server")).code == 429:
+            self.burst.turned_away += 1
+            await asyncio.sleep(AGAIN)
+        if answer.code not in (201, 202):
+            raise SystemExit(f"{user} got {answer.code}: {answer.body!r}\n{self.hub.tail()}")
+        if answer.code == 202:
+            await (self._follow(user) if self.watch == "stream" else self._poll(user))
+        self.burst.waits.append(time.monotonic() - began)
+
+    async def run(self, users: list[str]) -> Burst:
+        cpu, began = self.hub.cpu(), time.monotonic()
+        await asyncio.gather(*(self.one(user) for user in users))
+        self.burst.seconds = time.monotonic() - began
+        self.burst.cpu = self.hub.cpu() - cpu
+        return self.burst
+
+
+@contextmanager
+def session() -> Iterator[str]:
+    """The one notebook server that everybody gets."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    address = f"http://127.0.0.1:{port}"
+    env = {"JUPYTERHUB_SERVICE_URL": address, "GPUPOOL_LEASE": "none", "NVIDIA_VISIBLE_DEVICES": "void"}
+    env["TEST_HUB_VERSION"] = jupyterhub.__version__
+    process = subprocess.Popen([sys.executable, str(MINIATURE)], env={**os.environ, **env})
+
+    def listens() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        until(listens, "the notebook server")
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+def burst(parent: Path, name: str, users: int, watch: str, proxy: str) -> Burst:
+    """Send the burst to a fresh hub."""
+    names = [f"user{n}" for n in range(users)]
+    with session() as address:
+        given = {**ARMS[name], "session": "null", "address": address, "gpus": users, "proxy": proxy}
+        with Hub(parent, **given) as hub:
+            hub.add_users(names)
+            return asyncio.run(Client(hub, watch).run(names))
+
+
+def main() -> None:
+    line = parser(__doc__)
+    line.add_argument("--users", type=int, default=400, help="users who start at once (400)")
+    line.add_argument("--watch", choices=("stream", "poll"), default="stream", help="how users follow (stream)")
+    line.add_argument("--proxy", choices=("traefik", "none"), default="traefik", help="none: a proxy that does nothing")
+    line.add_argument("--only", choices=tuple(ARMS), action="append", help="only this hub (repeatable)")
+    options = line.parse_args()
+    found: dict[str, Burst] = {}
+    with folder(options.dir) as parent:
+        for name in options.only or ARMS:
+            found[name] = burst(parent, name, options.users, options.watch, options.proxy)
+    lines = []
+    for name, made in found.items():
+        waits = sorted(made.waits)
+        lines.append(
+            (
+                name,
+                f"{options.users / made.seconds:.1f}/s",
+                f"{statistics.median(waits):.1f} s",
+                f"{waits[int(len(waits) * 0.99)]:.1f} s",
+                f"{1000 * made.cpu / options.users:.0f} ms",
+                str(made.turned_away),
+            )
+        )
+    title = f"{options.users} users at once, null session, followed by {options.watch}, proxy {options.proxy}"
+    table(title, ("", "rate", "p50", "p99", "hub CPU a spawn", "turned away"), lines)
+    if "pool" in found and "stock, no limit" in found:
+        pool, stock = (options.users / found[name].seconds for name in ("pool", "stock, no limit"))
+        what = "(d) burst, rate against the stock hub"
+        table("", VERDICTS, [verdict(what, f"{pool:.1f}/s", f"{stock:.1f}/s", f"{pool / stock:.2f}", "≥ 2", pool >= 2 * stock)])
+    print(load_note())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,534 @@
+"""SIGKILL of hub, service, proxy and session at named points: nothing leaks, nothing is held twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from sqlalchemy import update
+
+from jupyterhub_gpupool import faults
+from jupyterhub_gpupool.ledger import Event, Ledger, schema
+from jupyterhub_gpupool.model import HOLDING, Lease, State
+from jupyterhub_gpupool.sessions import marked_cells
+
+from .conftest import HubUnderTest, MakeHub, free_port, until
+
+ABSENCE = 1.0
+"""``GPUPoolService.absence_interval`` of the tests' configuration."""
+BRIEF = {
+    "slug": "brief",
+    "display_name": "Soon idle",
+    "gpu": {"count": 1},
+    "idle": {"window": 1, "warn": 1, "min_age": 0},
+}
+
+# point → whether a session runs when the hub dies there
+WHILE_STARTING = {
+    "grant.seen": False,
+    "launch.intent": False,
+    "launch.done": True,
+    "checkpoint.done": True,
+    "activate.done": True,
+}
+WHILE_STOPPING = {"stop.intent": True, "stop.done": False, "close.done": False}
+WHILE_SWEEPING = ("sweep.sampled", "sweep.judged", "sweep.tidied")
+WHILE_RECLAIMING = ("sweep.intent", "sweep.told")
+
+
+def marks(hub: HubUnderTest) -> dict[tuple[int, float], tuple[str, dict[str, tuple[int, ...]]]]:
+    """The living processes of all sessions: who they are → the lease and the cells that their mark names."""
+    pool = json.loads((hub.state / "service.json").read_text())["GPUPool"]["name"]
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            environ = process.environ()
+            if environ.get("GPUPOOL_POOL") == pool and process.status() != psutil.STATUS_ZOMBIE:
+                cells = dict(marked_cells(environ["GPUPOOL_CELLS"]))
+                found[process.pid, process.create_time()] = environ["GPUPOOL_LEASE"], cells
+    return found
+
+
+class Watch(threading.Thread):
+    """Looks again and again for what must never be, whoever is dead at that moment."""
+
+    def __init__(self, hub: HubUnderTest) -> None:
+        super().__init__(daemon=True)
+        self.hub, self.broken, self.looks = hub, set[str](), 0
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        ledger = Ledger(f"sqlite:///{self.hub.state / 'ledger.sqlite'}")
+        while not self._over.wait(0.2):
+            self.looks += 1
+            self.broken.update(ledger.verify())
+            # In this order: what is closed stays closed, so whatever runs afterwards runs on free cells.
+            closed = {lease.id for lease in ledger.closed(None, count=1000)}
+            first, second = marks(self.hub), marks(self.hub)
+            over = {lease for lease, _ in second.values()} & closed
+            self.broken.update(f"a process of lease {lease} runs, it is closed" for lease in over)
+            lived = dict(first[key] for key in first.keys() & second.keys())
+            for (one, a), (other, b) in combinations(lived.items(), 2):
+                if any(set(cells) & set(b.get(device, ())) for device, cells in a.items()):
+                    self.broken.add(f"the sessions of {one} and {other} run on the same cells")
+        ledger.close_database()
+
+    def end(self) -> None:
+        self._over.set()
+        self.join(20)
+        assert self.looks > 0
+        assert self.broken == set()
+
+
+def arm(hub: HubUnderTest, point: str) -> None:
+    """Let the process that passes this point next die there."""
+    new = hub.state.parent / "fault.new"
+    new.write_text(f"{point}:kill:1")
+    new.replace(hub.fault.removeprefix("@"))
+
+
+def die_at(hub: HubUnderTest, point: str, act: Callable[[], object]) -> None:
+    """Do what makes the hub pass this point, and see it die there."""
+    arm(hub, point)
+    with contextlib.suppress(requests.RequestException):  # nobody is left who could answer
+        act()
+    assert hub.wait_dead() == -signal.SIGKILL
+
+
+def notebook(lease: Lease) -> list[psutil.Process]:
+    """The notebook server of a lease; one at most, or something was launched twice."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            mine = process.environ().get("GPUPOOL_LEASE") == lease.id
+            if mine and any(word.endswith("jupyterhub-singleuser") for word in process.cmdline()):
+                found.append(process)
+    assert len(found) <= 1
+    return found
+
+
+def agree(hub: HubUnderTest) -> bool:
+    """Whether ledger and machine say the same: who holds slices is active and runs, and nobody else runs."""
+    held = [lease for lease in hub.ledger().snapshot().leases if lease.state in HOLDING]
+    running = {lease for lease, _ in marks(hub).values()}
+    return {lease.id for lease in held} == running and all(lease.state is State.ACTIVE for lease in held)
+
+
+def reachable(hub: HubUnderTest, lease: Lease) -> None:
+    """See that this lease's own session answers through the proxy."""
+
+    def probe() -> bool:
+        with contextlib.suppress(requests.RequestException):
+            return hub.ask_session(lease.user, server=lease.server).text.startswith(f"{lease.id} ")
+        return False
+
+    until(probe, f"the session of {lease.user} to answer through the proxy")
+
+
+def still(hub: HubUnderTest, lease: Lease) -> None:
+    """See that a session went through it all: the same lease, the same process, at its address."""
+    hub.wait_ready(lease.user, lease.server)
+    now = hub.wait_state(lease.user, "active", lease.server)
+    assert (now.id, now.slices) == (lease.id, lease.slices)
+    assert len(notebook(lease)) == 1
+    reachable(hub, lease)
+
+
+def sweeps(hub: HubUnderTest, lease: Lease, count: int) -> Lease:
+    """Wait until an active lease was judged so often, and return it."""
+    before = lease.version
+
+    def probe() -> Lease | None:
+        now = hub.ledger().lease(lease.id)
+        assert now is not None and now.state is State.ACTIVE, f"the lease is {now}"
+        return now if now.version >= before + count else None
+
+    return until(probe, f"{count} sweeps")
+
+
+def events_of(hub: HubUnderTest, lease: Lease, action: str) -> list[Event]:
+    found, after = [], 0
+    while page := hub.ledger().events(after, 1000):
+        found += [event for event in page if (event.lease, event.action) == (lease.id, action)]
+        after = page[-1].seq
+    return found
+
+
+def forget_leader(hub: HubUnderTest) -> None:
+    """As if the seconds had passed for which a service that was killed still counts as the leader."""
+    with hub.ledger().store.write() as tx:
+        tx.run(update(schema.pool).values(leader="", leader_until=0))
+
+
+def services(hub: HubUnderTest) -> list[psutil.Process]:
+    return hub.processes("jupyterhub_gpupool service")
+
+
+def kill_service(hub: HubUnderTest) -> None:
+    former = services(hub)
+    assert former
+    hub.kill_service()
+    psutil.wait_procs(former, timeout=20)
+
+
+def service_back(hub: HubUnderTest) -> None:
+    """Wait until the hub has started a service again, and that one leads."""
+    until(lambda: services(hub), "the hub to start its service again")
+    forget_leader(hub)
+    until(hub.service_answers, "the service to lead", 60)
+
+
+def end_all(hub: HubUnderTest) -> None:
+    """Stop every server, and see that nothing is left."""
+    for lease in hub.ledger().snapshot().leases:
+        hub.delete(lease.user, lease.server)
+    for lease in hub.ledger().snapshot().leases:
+        hub.wait_gone(lease.user, lease.server)
+    assert hub.ledger().snapshot().leases == ()
+    assert marks(hub) == {}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubUnderTest]:
+    """One state directory for all tests that end with a hub that runs and holds nothing."""
+    folder = tmp_path_factory.mktemp("kills")
+    hub = HubUnderTest(folder / "state", profiles=[BRIEF], sections={"Spawner": {"http_timeout": 4}})
+    hub.fault = f"@{folder / 'fault'}"
+    yield hub
+    hub.clean()
+
+
+@pytest.fixture
+def pool(shared: HubUnderTest, request: pytest.FixtureRequest) -> Iterator[HubUnderTest]:
+    """The shared hub, up and empty; whatever the test kills, the rules hold all the time."""
+    if not shared.alive():
+        shared.start()
+    shared.wait_up()
+    watch = Watch(shared)
+    watch.start()
+    try:
+        yield shared
+        if not getattr(request.node, "failed", False):
+            end_all(shared)
+        watch.end()
+    finally:
+        if getattr(request.node, "failed", False) or watch.broken:
+            print(f"--- hub log ---\n{shared.tail(150)}")
+            for event in shared.ledger().events(count=1000)[-40:]:
+                print(event)
+            for lease in shared.ledger().snapshot().leases:
+                print(lease)
+            shared.clean()  # the next test starts afresh
+            shared.ledger().close_database()
+            del shared._ledger
+            shutil.rmtree(shared.state)
+
+
+def test_every_point_is_killed_at() -> None:
+    covered = {*WHILE_STARTING, *WHILE_STOPPING, *WHILE_SWEEPING, *WHILE_RECLAIMING, "enqueue.done"}
+    assert covered == set(faults.POINTS)
+
+
+# --- the hub, at its points ----------------------------------------------------------------------
+
+
+def test_a_hub_that_dies_at_enqueue_done(pool: HubUnderTest) -> None:
+    first = pool.run("ada")
+    die_at(pool, "enqueue.done", lambda: pool.spawn("grace"))
+    waiting = pool.lease_of("grace")
+    assert waiting is not None and waiting.state is State.QUEUED
+    pool.start()
+    still(pool, first)
+    pool.spawn("grace")
+    until(lambda: (pool.lease_of("grace") or waiting).left_at is None, "somebody to wait for it again")
+    pool.delete("ada")
+    pool.wait_ready("grace")
+    assert pool.wait_state("grace", "active").id == waiting.id
+    reachable(pool, waiting)
+
+
+@pytest.mark.parametrize("point", WHILE_STARTING)
+def test_a_hub_that_dies_while_it_starts_a_session(pool: HubUnderTest, point: str) -> None:
+    die_at(pool, point, lambda: pool.spawn("ada"))
+    before = pool.lease_of("ada")
+    assert before is not None and bool(notebook(before)) == WHILE_STARTING[point]
+    pool.start()
+    if WHILE_STARTING[point]:
+        still(pool, before)
+        return
+    pool.wait_gone("ada")
+    again = pool.run("ada")
+    assert again.id != before.id
+    reachable(pool, again)
+
+
+@pytest.mark.parametrize("point", WHILE_STOPPING)
+def test_a_hub_that_dies_while_it_stops_a_session(pool: HubUnderTest, point: str) -> None:
+    lease = pool.run("ada")
+    die_at(pool, point, lambda: pool.delete("ada"))
+    assert bool(notebook(lease)) == WHILE_STOPPING[point]
+    pool.start()
+    pool.wait_gone("ada")
+    assert notebook(lease) == []
+    again = pool.run("ada")
+    assert again.id != lease.id
+    reachable(pool, again)
+
+
+# --- the service, at its points --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", WHILE_SWEEPING)
+def test_a_service_that_dies_in_a_sweep(pool: HubUnderTest, point: str) -> None:
+    lease = pool.run("ada")
+    former = services(pool)
+    arm(pool, point)
+    psutil.wait_procs(former, timeout=30)
+    assert not any(process.is_running() for process in former)
+    service_back(pool)
+    sweeps(pool, lease, 3)
+    still(pool, lease)
+
+
+@pytest.mark.parametrize("point", WHILE_RECLAIMING)
+def test_a_service_that_dies_in_a_reclaim(pool: HubUnderTest, point: str) -> None:
+    former = services(pool)
+    arm(pool, point)
+    lease = pool.run("ada", "brief")
+    psutil.wait_procs(former, timeout=40)
+    assert not any(process.is_running() for process in former)
+    service_back(pool)
+    pool.wait_gone("ada")
+    [warned], [stopped] = events_of(pool, lease, "warn"), events_of(pool, lease, "stop")
+    assert stopped.at - warned.at >= 1 and len(events_of(pool, lease, "close")) == 1
+
+
+# --- whole processes ---------------------------------------------------------------------------------
+
+
+def test_a_hub_that_is_killed_takes_its_service_along_and_leaves_sessions(pool: HubUnderTest) -> None:
+    first, second = pool.run("ada"), pool.run("grace", "mig")
+    pool.kill()
+    until(lambda: not services(pool), "the service to end itself", 20)
+    pool.start()
+    still(pool, first)
+    still(pool, second)
+
+
+def test_a_service_that_is_killed_is_started_again_by_its_hub(pool: HubUnderTest) -> None:
+    lease = pool.run("ada")
+    kill_service(pool)
+    until(lambda: services(pool), "the hub to start its service again")
+    until(pool.service_answers, "the service to lead when the former one's time is over", 60)
+    sweeps(pool, lease, 2)
+    still(pool, lease)
+
+
+def test_a_proxy_that_is_killed_is_back_with_the_hub_at_the_latest(pool: HubUnderTest) -> None:
+    lease = pool.run("ada")
+    former = pool.processes("traefik")
+    pool.kill_proxy()
+    psutil.wait_procs(former, timeout=20)
+    pool.kill()
+    pool.start()
+    still(pool, lease)
+
+
+def test_a_session_that_is_killed_is_proved_gone_and_the_next_is_granted(pool: HubUnderTest) -> None:
+    first = pool.run("ada")
+    pool.spawn("grace")
+    pool.wait_state("grace", "queued")
+    killed_at = time.time()
+    [server] = notebook(first)
+    server.kill()
+    pool.wait_ready("grace")
+    [closed] = events_of(pool, first, "close")
+    assert closed.at - killed_at >= ABSENCE  # one look proves nothing
+    reachable(pool, pool.wait_state("grace", "active"))
+
+
+def test_a_killed_session_holds_its_slice_while_anything_of_it_runs(pool: HubUnderTest) -> None:
+    lease = pool.run("ada")
+    pool.ask_session("ada", "detach")
+    until(lambda: len(marks(pool)) == 2, "the detached child")
+    [server] = notebook(lease)
+    server.kill()
+    until(lambda: len(marks(pool)) == 1, "the server to be gone")
+    sweeps(pool, lease, 6)
+    pool.delete("ada")
+    pool.wait_gone("ada")
+    assert marks(pool) == {}
+
+
+def test_a_session_that_dies_while_the_hub_is_away(pool: HubUnderTest) -> None:
+    lost, kept = pool.run("ada"), pool.run("grace", "mig")
+    pool.kill()
+    [server] = notebook(lost)
+    server.kill()
+    pool.start()
+    pool.wait_gone("ada")
+    still(pool, kept)
+
+
+def test_hub_and_service_killed_at_once_while_two_people_wait(pool: HubUnderTest) -> None:
+    first = pool.run("ada")
+    for user in ("grace", "linus"):
+        pool.spawn(user)
+        pool.wait_state(user, "queued")
+    places = [lease.id for lease in pool.ledger().snapshot().queue]
+    pool.process and pool.process.kill()
+    kill_service(pool)
+    pool.wait_dead()
+    forget_leader(pool)
+    pool.start()
+    assert [lease.id for lease in pool.ledger().snapshot().queue] == places
+    still(pool, first)
+    for user in ("linus", "grace"):  # who comes back first does not pass the other
+        pool.spawn(user)
+    until(lambda: all(x.left_at is None for x in pool.ledger().snapshot().queue), "both to wait again")
+    assert [lease.id for lease in pool.ledger().snapshot().queue] == places
+    pool.delete("ada")
+    pool.wait_ready("grace")
+    assert pool.wait_state("grace", "active").id == places[0]
+    pool.wait_state("linus", "queued")
+    pool.delete("grace")
+    pool.wait_ready("linus")
+    assert pool.wait_state("linus", "active").id == places[1]
+
+
+def test_everything_but_one_session_killed_at_once(pool: HubUnderTest) -> None:
+    lost, kept = pool.run("ada"), pool.run("grace", "mig")
+    for process in [*pool.processes(""), *notebook(lost)]:
+        process.kill()
+    pool.wait_dead()
+    forget_leader(pool)
+    pool.start()
+    still(pool, kept)
+    pool.wait_gone("ada")
+    until(lambda: agree(pool), "ledger and machine to agree")
+
+
+# --- other ways in which processes fail ----------------------------------------------------------------
+
+
+def test_a_session_that_is_silent_while_the_hub_restarts_is_kept(pool: HubUnderTest) -> None:
+    lease = pool.run("ada")
+    [server] = notebook(lease)
+    server.suspend()
+    try:
+        pool.kill()
+        began = time.monotonic()
+        pool.start()
+        # The hub gives a server that it takes for running `http_timeout` (4 s) to answer, and then stops it.
+        sweeps(pool, lease, 1)
+        until(lambda: time.monotonic() - began > 10, "the hub's patience to be over")
+        sweeps(pool, lease, 2)
+        assert notebook(lease) == [server]
+    finally:
+        server.resume()
+    still(pool, lease)
+
+
+def test_of_two_services_one_leads_and_nothing_happens_twice(pool: HubUnderTest) -> None:
+    [first] = services(pool)
+    port = free_port()
+    env = {
+        **first.environ(),
+        "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{port}",
+        "GPUPOOL_HUB_PID": str(os.getpid()),
+    }
+    log = pool.state.parent / "second.log"
+    with log.open("wb") as out:
+        second = subprocess.Popen(first.cmdline(), env=env, stdout=out, stderr=subprocess.STDOUT)
+
+    def health() -> tuple[int, str]:
+        with contextlib.suppress(requests.RequestException):
+            answer = requests.get(f"http://127.0.0.1:{port}/services/gpupool/health", timeout=5)
+            return answer.status_code, answer.text
+        return 0, ""
+
+    try:
+        until(lambda: health()[0] == 503 and "another service leads" in health()[1], "the second to stand by")
+        lease = pool.run("ada", "brief")
+        pool.wait_gone("ada")
+        for action in ("warn", "stop", "close"):
+            assert len(events_of(pool, lease, action)) == 1, action
+        assert health()[0] == 503
+        # The first is killed: the one that stands by takes over, the one that the hub starts stands by now.
+        first.suspend()
+        forget_leader(pool)
+        until(lambda: health()[0] == 200, "the second to lead")
+        first.kill()
+        lease = pool.run("ada", "brief")
+        pool.wait_gone("ada")
+        for action in ("warn", "stop", "close"):
+            assert len(events_of(pool, lease, action)) == 1, action
+    finally:
+        if first.is_running():
+            first.kill()
+        second.terminate()
+        second.wait(20)
+    until(pool.service_answers, "the hub's own service to lead, the second has resigned", 60)
+
+
+def test_a_second_hub_on_the_same_state_is_refused(pool: HubUnderTest) -> None:
+    lease = pool.run("ada")
+    other = HubUnderTest(pool.state)
+    other.log = pool.state.parent / "other.log"
+    other.start(wait=False)
+    assert other.wait_dead() != 0
+    assert pool.process is not None
+    assert f"Another hub (process {pool.process.pid}) runs on the state directory" in other.tail()
+    still(pool, lease)
+
+
+def test_a_lost_ledger_kills_nobody(make_hub: MakeHub) -> None:
+    hub = make_hub()
+    hub.start()
+    whole, mig = hub.run("ada"), hub.run("grace", "mig")
+    hub.kill()
+    until(lambda: not services(hub), "the service to end")
+    hub.ledger().close_database()
+    del hub._ledger
+    for file in hub.state.glob("ledger.sqlite*"):
+        file.unlink()
+    hub.start()
+    for lost, user in ((whole, "ada"), (mig, "grace")):
+        found = hub.wait_state(user, "active")
+        assert found.id == lost.id
+        assert [(x.device, x.cells) for x in found.slices] == [(x.device, x.cells) for x in lost.slices]
+        hub.wait_ready(user)
+        reachable(hub, lost)
+    hub.spawn("linus")
+    assert hub.wait_state("linus", "queued").slices == ()
+    hub.delete("ada")
+    hub.wait_ready("linus")
+    until(lambda: agree(hub), "ledger and machine to agree")
+
+
+def test_ctrl_c_leaves_no_process_also_after_a_kill_of_the_hub(make_hub: MakeHub) -> None:
+    hub = make_hub(cleanup=True)
+    hub.start()
+    lease = hub.run("ada")
+    hub.ask_session("ada", "detach")
+    until(lambda: len(marks(hub)) == 2, "the detached child")
+    hub.kill()
+    assert len(marks(hub)) == 2
+    hub.start()
+    still(hub, lease)
+    hub.stop()
+    left: list[Any] = [*hub.processes(""), *hub.sessions()]
+    assert left == []
+    assert hub.ledger().snapshot().leases == ()
