@@ -33,7 +33,10 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """The command line of a benchmark, with what all of them have."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
-        "--dir", type=Path, default=ROOT / "build", help="folder on the disk to measure (default: build/ of the checkout)"
+        "--dir",
+        type=Path,
+        default=ROOT / "build",
+        help="folder on the disk to measure (default: build/ of the checkout)",
     )
     return made
 
@@ -69,7 +72,10 @@ def table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> No
     widths = [max(len(row[n]) for row in (head, *lines)) for n in range(len(head))]
     print(f"\n{title}")
     for row in (head, ["-" * width for width in widths], *lines):
-        cells = [cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if n == 0 else cell.rjust(w)
+            for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         print("  ".join(cells).rstrip())
     sys.stdout.flush()
 

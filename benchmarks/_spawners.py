@@ -19,7 +19,9 @@ from jupyterhub_gpupool.spawners.base import GPUPoolMixin
 class Null(Spawner):
     """Returns a server that runs already: a session that costs nothing."""
 
-    address = Unicode("http://127.0.0.1:1", help="Address of the server that everybody gets.").tag(config=True)
+    address = Unicode("http://127.0.0.1:1", help="Address of the server that everybody gets.").tag(
+        config=True
+    )
     running = False
 
     async def start(self) -> str:

@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,6 @@ from pathlib import Path
 import jupyterhub
 from _hub import MINIATURE, VERDICTS, Hub, folder, load_note, parser, table, until, verdict
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
-from tornado.simple_httpclient import HTTPTimeoutError
 
 POLL_INTERVAL = 0.5
 AGAIN = 1.0
@@ -57,42 +56,43 @@ class Client:
         self.burst = Burst()
         self._http = AsyncHTTPClient(force_instance=True, max_clients=2000)
 
-    async def _ask(self, method: str, path: str, **kwargs: object) -> HTTPResponse:
+    async def ask(self, method: str, path: str, **kwargs: object) -> HTTPResponse:
         request = HTTPRequest(
             f"{self.hub.address}/{path}",
             method=method,
             headers={"Authorization": f"token {self.hub.token}"},
             body="{}" if method == "POST" else None,
-            connect_timeout=300,
+            connect_timeout=2,
             request_timeout=300,
             **kwargs,  # type: ignore[arg-type]
         )
         while True:
             try:
                 return await self._http.fetch(request, raise_error=False)
-            except OSError:  # more connections at once than the hub's socket keeps waiting
+            except (OSError, HTTPClientError):
+                if self.hub.process.poll() is not None:
+                    raise SystemExit(f"the hub has ended:\n{self.hub.tail()}") from None
+                # More connections at once than the hub's socket keeps waiting; the kernel would try again after minutes.
                 await asyncio.sleep(AGAIN / 10)
 
-    async def _follow(self, user: str) -> None:
-        """Read the progress stream until it says that the server is ready."""
+    async def follow(self, user: str, seen: Callable[[bytes], None] = lambda chunk: None) -> None:
+        """Read the progress stream until it says that the server is ready; ``seen`` gets what arrives."""
         ended: list[dict[str, object]] = []
 
         def read(chunk: bytes) -> None:
+            seen(chunk)
             for line in chunk.splitlines():
                 if line.startswith(b"data:") and (b'"ready": true' in line or b'"failed": true' in line):
                     ended.append(json.loads(line[5:]))
 
         while not ended:
-            try:
-                await self._ask("GET", f"users/{user}/server/progress", streaming_callback=read)
-            except (HTTPClientError, HTTPTimeoutError, OSError):
-                await asyncio.sleep(AGAIN)
+            await self.ask("GET", f"users/{user}/server/progress", streaming_callback=read)
         if not ended[-1].get("ready"):
             raise SystemExit(f"{user}'s server failed: {ended[-1]}\n{self.hub.tail()}")
 
     async def _poll(self, user: str) -> None:
         while True:
-            answer = await self._ask("GET", f"users/{user}")
+            answer = await self.ask("GET", f"users/{user}")
             servers = json.loads(answer.body)["servers"] if answer.code == 200 else {}
             if servers.get("", {}).get("ready"):
                 return
@@ -100,13 +100,13 @@ class Client:
 
     async def one(self, user: str) -> None:
         began = time.monotonic()
-        while (answer := await self._ask("POST", f"users/{user}/server")).code == 429:
+        while (answer := await self.ask("POST", f"users/{user}/server")).code == 429:
             self.burst.turned_away += 1
             await asyncio.sleep(AGAIN)
         if answer.code not in (201, 202):
             raise SystemExit(f"{user} got {answer.code}: {answer.body!r}\n{self.hub.tail()}")
         if answer.code == 202:
-            await (self._follow(user) if self.watch == "stream" else self._poll(user))
+            await (self.follow(user) if self.watch == "stream" else self._poll(user))
         self.burst.waits.append(time.monotonic() - began)
 
     async def run(self, users: list[str]) -> Burst:
@@ -153,8 +153,12 @@ def burst(parent: Path, name: str, users: int, watch: str, proxy: str) -> Burst:
 def main() -> None:
     line = parser(__doc__)
     line.add_argument("--users", type=int, default=400, help="users who start at once (400)")
-    line.add_argument("--watch", choices=("stream", "poll"), default="stream", help="how users follow (stream)")
-    line.add_argument("--proxy", choices=("traefik", "none"), default="traefik", help="none: a proxy that does nothing")
+    line.add_argument(
+        "--watch", choices=("stream", "poll"), default="stream", help="how users follow (stream)"
+    )
+    line.add_argument(
+        "--proxy", choices=("traefik", "none"), default="traefik", help="none: a proxy that does nothing"
+    )
     line.add_argument("--only", choices=tuple(ARMS), action="append", help="only this hub (repeatable)")
     options = line.parse_args()
     found: dict[str, Burst] = {}
@@ -179,7 +183,15 @@ def main() -> None:
     if "pool" in found and "stock, no limit" in found:
         pool, stock = (options.users / found[name].seconds for name in ("pool", "stock, no limit"))
         what = "(d) burst, rate against the stock hub"
-        table("", VERDICTS, [verdict(what, f"{pool:.1f}/s", f"{stock:.1f}/s", f"{pool / stock:.2f}", "≥ 2", pool >= 2 * stock)])
+        table(
+            "",
+            VERDICTS,
+            [
+                verdict(
+                    what, f"{pool:.1f}/s", f"{stock:.1f}/s", f"{pool / stock:.2f}", "≥ 2", pool >= 2 * stock
+                )
+            ],
+        )
     print(load_note())
 
 

@@ -108,7 +108,8 @@ def rate(kind: Any, path: Path, processes: int, seconds: float) -> float:
     context = multiprocessing.get_context("spawn")
     ready, done = context.Barrier(processes), context.Queue()
     workers = [
-        context.Process(target=work, args=(kind, path, number, seconds, ready, done)) for number in range(processes)
+        context.Process(target=work, args=(kind, path, number, seconds, ready, done))
+        for number in range(processes)
     ]
     for worker in workers:
         worker.start()
@@ -138,7 +139,10 @@ def main() -> None:
             ledger = open_ledger(parent / f"{devices}.sqlite")
             if problems := ledger.verify():
                 raise SystemExit(f"the ledger broke its rules: {problems}")
-    head = ("", *(f"{n} process{'es' if n > 1 else ''}: {what}" for n in PROCESSES for what in ("median", "best")))
+    head = (
+        "",
+        *(f"{n} process{'es' if n > 1 else ''}: {what}" for n in PROCESSES for what in ("median", "best")),
+    )
     names = {"10": "10 devices", "1000": "1,000 devices", "bare": "bare commits (baseline)"}
     lines = []
     for key, name in names.items():

@@ -103,7 +103,9 @@ def report(session: str, figures: dict[str, Figures], judged: bool) -> None:
 
 def main() -> None:
     line = parser(__doc__)
-    line.add_argument("--spawns", type=int, default=40, help="starts in each hub with the miniature server (40)")
+    line.add_argument(
+        "--spawns", type=int, default=40, help="starts in each hub with the miniature server (40)"
+    )
     line.add_argument("--real", type=int, default=5, help="starts in each hub with JupyterLab; 0: none (5)")
     options = line.parse_args()
     with folder(options.dir) as parent:

@@ -54,7 +54,9 @@ class Known:
             for n in range(PROCESSES)
         )
         cells = {item.device: item.cells for item in lease.slices}
-        return Session(lease.session, lease.id, lease.user, lease.server, lease.profile, cells, processes=processes)
+        return Session(
+            lease.session, lease.id, lease.user, lease.server, lease.profile, cells, processes=processes
+        )
 
     def list(self) -> tuple[Session, ...]:
         self._looks += 1
@@ -93,11 +95,18 @@ def fill(url: str, devices: SimulatedDevices, leases: int) -> tuple[Lease, ...]:
     return found
 
 
-async def sweep(url: str, devices: SimulatedDevices, leases: tuple[Lease, ...], sweeps: int) -> list[tuple[float, float]]:
+async def sweep(
+    url: str, devices: SimulatedDevices, leases: tuple[Lease, ...], sweeps: int
+) -> list[tuple[float, float]]:
     """Wall and CPU seconds of each sweep."""
     config = Config({"GPUPool": {"database_url": url}})
     made = Sweep(
-        GPUPool(config=config), devices, Known(leases), NoHub(), Rules(mode="reclaim"), Metrics(CollectorRegistry())
+        GPUPool(config=config),
+        devices,
+        Known(leases),
+        NoHub(),
+        Rules(mode="reclaim"),
+        Metrics(CollectorRegistry()),
     )
     found = []
     for _ in range(sweeps):
@@ -151,9 +160,16 @@ def main() -> None:
     table("one sweep", ("", "first", "later: median (middle half)", "longest", "CPU", "memory"), lines)
     few, many = figures[10], figures[options.leases]
     what = f"(e) sweep over {options.leases:,} leases"
-    seconds = verdict(what, f"{many[0]:.3f} s", f"{few[0]:.3f} s (10)", f"{many[0] / few[0]:.1f}", "< 1 s", many[1] < 1)
+    seconds = verdict(
+        what, f"{many[0]:.3f} s", f"{few[0]:.3f} s (10)", f"{many[0] / few[0]:.1f}", "< 1 s", many[1] < 1
+    )
     memory = verdict(
-        f"{what}: memory", f"{many[2]:.0f} MB", f"{few[2]:.0f} MB (10)", f"{many[2] / few[2]:.2f}", "< 200 MB", many[2] < 200
+        f"{what}: memory",
+        f"{many[2]:.0f} MB",
+        f"{few[2]:.0f} MB (10)",
+        f"{many[2] / few[2]:.2f}",
+        "< 200 MB",
+        many[2] < 200,
     )
     table("", VERDICTS, [seconds, memory])
     print(load_note())

@@ -135,7 +135,7 @@ class GPUPool(LoggingConfigurable):
         try:
             fairness.read_limits(proposal.value)
         except ValueError as problem:
-            raise TraitError(f"GPUPool.limits: {problem}") from problem
+            raise TraitError(str(problem)) from problem
         return dict(proposal.value)
 
     @default("profiles")

@@ -87,10 +87,13 @@ class Sweep:
     async def run(self) -> bool:
         """Make one pass.  False when another service leads.  Raises Unavailable when the ledger is away."""
         began = self._clock()
-        if not await self.pool.ask("lead", self.holder, max(15.0, 4 * self.rules.interval)):
+        lead_time = max(15.0, 4 * self.rules.interval)
+        if not await self.pool.ask("lead", self.holder, lead_time):
             self._leading, self._looked_at = False, None
             self.last_problem = "another service leads"
             return False
+        if self._looked_at is not None and began - self._looked_at > lead_time:
+            self._leading = False  # it hung for so long that it no longer led: an outage like any other
         if not self._leading:
             await self.pool.ask("restart_warnings")
             self._leading = True

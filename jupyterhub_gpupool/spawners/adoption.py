@@ -7,6 +7,7 @@ answer, and later an unknown one leaves everything as it is.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from jupyterhub.utils import wait_for_http_server
@@ -113,12 +114,15 @@ class Adoption:
         if session is None:
             return
         await self._attach(session)
-        self._lease = lease
         self._launching = True
+        if lease.state in (State.STARTING, State.ACTIVE):
+            # A hub that died after the launch may not have written the address; without it `get_url` is wrong.
+            found = session.runtime or lease.runtime
+            await self.pool.ask("checkpoint", lease.id, found, session.url)
+            lease = replace(lease, runtime=found, url=session.url or lease.url)
+        self._lease = lease
         if lease.state is State.STARTING:
             self._lease = await self.pool.move("activate", lease, actor="hub", reason="adopted")
-        elif lease.state is State.ACTIVE:
-            await self.pool.ask("checkpoint", lease.id, session.runtime, session.url)
         if self.orm_spawner is not None:
             self.orm_spawner.state = self.get_state()
         self.log.info("lease=%s adopted, its session %s runs", lease.id, lease.session)

@@ -14,6 +14,7 @@ from datetime import UTC
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from jupyterhub.spawner import Spawner
 from jupyterhub.utils import maybe_future
@@ -118,7 +119,7 @@ class GPUPoolMixin(Adoption, Spawner):
     def _resolve(self, options: Any) -> profiles.Choice:
         if "\0" in self.user.name:  # the session is told its user's name in its environment
             raise Rejected(
-                f"The user name {ascii(self.user.name)} has a NUL character, so no session can be started for it; "
+                f"The user name {self.user.name!a} has a NUL character, so no session can be started for it; "
                 "allowed are names without one.",
                 reason="bad-user",
             )
@@ -366,7 +367,9 @@ class GPUPoolMixin(Adoption, Spawner):
         """The address that the lease has written: the hub's own row may hold the one before the launch."""
         lease = self._lease
         if lease is not None and lease.url:
-            return f"{lease.url.rstrip('/')}{self.server.base_url}" if self.server else lease.url
+            # An adopted session tells its address with the path, a launch without.
+            address = urlsplit(lease.url)
+            return f"{address.scheme}://{address.netloc}{self.server.base_url if self.server else address.path}"
         return str(await super().get_url())
 
     # --- progress --------------------------------------------------------------------------------

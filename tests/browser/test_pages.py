@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from .conftest import STATUS, MakePerson, overflow
 pytestmark = pytest.mark.browser
 
 PHONE = 360
-NAMED = {"button", "link", "textbox", "radio", "checkbox", "combobox", "meter", "progressbar", "timer", "image"}
+NAMED = frozenset(
+    ["button", "link", "textbox", "radio", "checkbox", "combobox", "meter", "progressbar", "timer", "image"]
+)
 """Roles that a screen reader announces by their name."""
 
 
@@ -44,7 +47,7 @@ def check_names_and_headings(page: Page) -> None:
     assert [role for role, name in nodes if role in NAMED and not name] == []
     levels = heading_levels(page)
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), levels
+    assert all(after <= before + 1 for before, after in pairwise(levels)), levels
 
 
 def test_the_keyboard_alone_starts_a_session(person: MakePerson, demo: HubUnderTest) -> None:

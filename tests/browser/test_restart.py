@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from ..hub.conftest import HubUnderTest
-from .conftest import PATIENCE, MakePerson
+from .conftest import MakePerson
 
 pytestmark = pytest.mark.browser
 
@@ -22,13 +22,13 @@ def test_the_open_page_goes_on_after_the_hub_was_killed(person: MakePerson, demo
 
     demo.kill()
     for one in (grace, linus):
-        expect(one.page.locator("#progress-message")).to_contain_text("The hub does not answer", timeout=PATIENCE)
+        expect(one.page.locator("#progress-message")).to_contain_text("The hub does not answer")
     grace.shot("restart-hub-away")
     demo.start()
 
     # From here on nobody touches a page.
     for one, words in ((grace, "You are next in the queue"), (linus, "You are number 2 in the queue")):
-        expect(one.page.locator("#progress-message")).to_contain_text(words, timeout=PATIENCE)
+        expect(one.page.locator("#progress-message")).to_contain_text(words)
     grace.shot("restart-goes-on")
     for name, lease in before.items():
         assert demo.wait_state(name, "queued").id == lease.id

@@ -126,6 +126,7 @@ def test_a_session_of_any_name_has_a_home_of_its_own(
     lease, homes = crowd[kind], hub.state / "homes"
     assert lease.user == NAMES[kind]
     (process,) = hub.sessions(lease.id)
+    assert process.environ()["JUPYTERHUB_USER"] == NAMES[kind]
     home = Path(process.environ()["HOME"])
     assert home.parent == homes
     assert home.is_dir()
@@ -133,12 +134,15 @@ def test_a_session_of_any_name_has_a_home_of_its_own(
     assert re.fullmatch(r"[a-z0-9_-]{1,32}-[0-9a-f]{12}", home.name)
     assert not list(home.iterdir())  # nothing that a shell would have made
     assert requests.get(lease.url, timeout=20).text == f"{lease.id} void"
-    same = [key for key, other in crowd.items() if hub.sessions(other.id)[0].environ()["HOME"] == str(home)]
-    assert same == [kind]
 
 
-def test_nothing_lies_beside_the_homes(hub: HubUnderTest, crowd: dict[str, Lease]) -> None:
-    assert len(list((hub.state / "homes").iterdir())) == len(crowd)
+def test_nobody_shares_a_home_and_nothing_lies_beside_them(
+    hub: HubUnderTest, crowd: dict[str, Lease]
+) -> None:
+    mine = {lease.id for lease in crowd.values()}
+    homes = [env["HOME"] for p in hub.sessions() if (env := p.environ())["GPUPOOL_LEASE"] in mine]
+    assert len(set(homes)) == len(homes) == len(crowd)
+    assert {Path(home) for home in homes} == set((hub.state / "homes").iterdir())
     outside = [path.name for path in hub.state.parent.iterdir()]
     assert sorted(outside) == ["state", "state.log"]
 
@@ -190,7 +194,12 @@ def test_the_form_shows_names_as_text(hub: HubUnderTest) -> None:
 def test_a_transition_is_one_line_of_the_log_with_nothing_to_run(
     hub: HubUnderTest, crowd: dict[str, Lease]
 ) -> None:
-    lines = [line for line in hub.log.read_text(errors="replace").split("\n") if " lease=" in line]
+    # A name that the hub itself logs raw only ever continues a line, indented: none of those begins with "[".
+    lines = [
+        line
+        for line in hub.log.read_text(errors="replace").split("\n")
+        if line.startswith("[") and " lease=" in line
+    ]
     for lease in crowd.values():
         mine = [line for line in lines if f" lease={lease.id} " in line]
         assert [re.findall(r"\w+→\w+(?= reason=)", line) for line in mine] == [
@@ -202,7 +211,7 @@ def test_a_transition_is_one_line_of_the_log_with_nothing_to_run(
         assert line.isprintable()
         shape = r"lease=[0-9a-f]{32} user=\S+ slices=\S+ \w+→\w+ reason=.*"
         assert "user=" not in line or re.search(shape, line), line
-    assert not any("user=root" in line for line in lines)
+    assert not any(" user=root" in line for line in lines)
 
 
 def test_metrics_and_rest_carry_names_whole(hub: HubUnderTest, crowd: dict[str, Lease]) -> None:
@@ -271,7 +280,16 @@ def test_bodies_to_the_service(hub: HubUnderTest, alan: Lease, method: str, end:
 
 @pytest.mark.parametrize(
     "query",
-    ["after=-1", "after=1e999", "after=NaN", "after=" + "9" * 400, "after=1&after=2", "after=", "before=1", "after=%ff"],
+    [
+        "after=-1",
+        "after=1e999",
+        "after=NaN",
+        "after=" + "9" * 400,
+        "after=1&after=2",
+        "after=",
+        "before=1",
+        "after=%ff",
+    ],
 )
 def test_numbers_in_addresses(hub: HubUnderTest, query: str) -> None:
     answer = hub.pool("GET", f"api/events?{query}", hub.token_of("admin"))
@@ -319,7 +337,9 @@ def test_a_cookie_alone_changes_nothing(hub: HubUnderTest, alan: Lease) -> None:
             answer = browser.post(f"{base}/{path}", data=fields, timeout=20)
             assert answer.status_code == 403, answer.text
             assert "does not come from a page of yours" in answer.text
-        assert browser.post(f"{base}/api/leases/{alan.id}/extend", params=fields, timeout=20).status_code == 403
+        assert (
+            browser.post(f"{base}/api/leases/{alan.id}/extend", params=fields, timeout=20).status_code == 403
+        )
         assert browser.delete(f"{base}/api/leases/{alan.id}", params=fields, timeout=20).status_code == 403
     assert hub.wait_state("alan", "active").extended_seconds == 0
 
@@ -353,7 +373,9 @@ def test_extend_with_the_page_then_past_the_cap_then_after_the_stop(hub: HubUnde
         assert answer.status_code == status, answer.text
     assert "most its profile allows" in answer.text
     assert hub.wait_state("alan", "active").extended_seconds == IDLE["extend_max"]
-    assert "most its profile allows" in hub.pool("POST", f"api/leases/{alan.id}/extend", token).json()["message"]
+    assert (
+        "most its profile allows" in hub.pool("POST", f"api/leases/{alan.id}/extend", token).json()["message"]
+    )
     end(hub, "alan")
     for path, method in (("extend", "POST"), ("", "DELETE")):
         answer = hub.pool(method, f"api/leases/{alan.id}/{path}".rstrip("/"), token)
@@ -429,7 +451,7 @@ def test_a_read_only_ledger(make_hub: MakeHub) -> None:
         known = file.read(1)
         file.seek(18)
         file.write(b"\x63")
-    hub.start()
+    start_unwell(hub)
     for user in ("linus", "grace", "ada"):
         refused_spawn(hub, user, "cannot be written: its file or folder is read-only")
     page = hub.browser_session("linus").get(f"{hub.url}/hub/spawn", timeout=20)
@@ -444,12 +466,14 @@ def test_a_read_only_ledger(make_hub: MakeHub) -> None:
 
 
 def test_a_ledger_of_a_newer_version(make_hub: MakeHub) -> None:
-    hub = make_hub(sections={"Spawner": {"consecutive_failure_limit": 2}, "JupyterHub": {"init_spawners_timeout": 1}})
+    hub = make_hub(
+        sections={"Spawner": {"consecutive_failure_limit": 2}, "JupyterHub": {"init_spawners_timeout": 1}}
+    )
     hub.start()
     lease = hub.run("ada", "half")
     hub.stop()
     set_schema(hub, 99)
-    hub.start()
+    start_unwell(hub)
     sentence = "was written by a newer version (schema 99"
     until(lambda: sentence in hub.log.read_text(errors="replace"), "the sentence in the log")
     for user in ("linus", "grace", "alan"):
@@ -467,6 +491,18 @@ def test_a_ledger_of_a_newer_version(make_hub: MakeHub) -> None:
     works(hub, "linus")
 
 
+def start_unwell(hub: HubUnderTest) -> None:
+    """Start a hub whose service will say that it is not well."""
+    hub.start(wait=False)
+    until(hub.answers, "the hub to answer", 60)
+    health = f"{hub.url}/services/gpupool/health"
+    until(
+        lambda: requests.get(health, timeout=5).headers.get("Content-Type") == "application/json",
+        "the service",
+        60,
+    )
+
+
 def set_schema(hub: HubUnderTest, version: int) -> None:
     with closing(sqlite3.connect(hub.state / "ledger.sqlite", timeout=20)) as conn, conn:
         conn.execute("UPDATE pool SET schema_version = ?", (version,))
@@ -479,28 +515,22 @@ def schema(hub: HubUnderTest) -> int:
 
 # --- configuration -----------------------------------------------------------------------------------
 
-PROFILE: dict[str, Any] = {"display_name": "Mine", "slug": "mine"}
-MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
-    "setting": ({"GPUPool": {"profile": []}}, ("c.GPUPool.profile is not", "Did you mean 'profiles'?")),
-    "service": ({"GPUPoolService": {"sweep": 1}}, ("c.GPUPoolService.sweep is not", "sweep_interval")),
-    "mode": ({"GPUPoolService": {"mode": "kill"}}, ("kill", "observe")),
-    "interval": ({"GPUPoolService": {"sweep_interval": -1}}, ("sweep_interval", "allowed are 0.5 to 3600")),
-    "nan": ({"GPUPool": {"max_wait": float("nan")}}, ("GPUPool.max_wait", "allowed are seconds")),
-    "profile-key": ({"GPUPool": {"profiles": [PROFILE | {"gpus": 1}]}}, ("'mine'", "'gpus'", "allowed")),
-    "profile-type": ({"GPUPool": {"profiles": [7]}}, ("profiles", "7")),
-    "gpu-key": ({"GPUPool": {"profiles": [PROFILE | {"gpu": {"cuont": 1}}]}}, ("'mine'", "cuont", "count")),
-    "gpu-value": ({"GPUPool": {"profiles": [PROFILE | {"gpu": {"count": -1}}]}}, ("'mine'", "-1", "allowed")),
-    "window": ({"GPUPool": {"profiles": [PROFILE | {"idle": {"window": "x"}}]}}, ("'mine'", "window")),
-    "override": (
-        {"GPUPool": {"profiles": [PROFILE | {"spawner_override": {"imge": "x"}}]}},
-        ("'mine'", "spawner_override", "'imge'"),
+MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
+    "setting": ({"GPUPool": {"profile": []}}, "c.GPUPool.profile is not a setting. Did you mean 'profiles'?"),
+    "profile": (
+        {"GPUPool": {"profiles": [{"display_name": "Mine", "gpus": 1}]}},
+        "Profile 'Mine' has the unknown key 'gpus'",
     ),
-    "limit-key": ({"GPUPool": {"limits": {"user:*": {"session": 1}}}}, ("user:*", "session", "allowed")),
-    "limit-scope": ({"GPUPool": {"limits": {"users": {"sessions": 1}}}}, ("users", "allowed")),
-    "limit-value": ({"GPUPool": {"limits": {"pool": {"gpus": -1}}}}, ("pool", "gpus", "-1")),
-    "gpus": ({"SimulatedDevices": {"gpus": [{"model": "A100", "memry": "80G"}]}}, ("memry", "memory")),
-    "database": ({"GPUPoolLocalSpawner": {"home": "x"}}, ("c.GPUPoolLocalSpawner.home", "homes")),
+    "limit": (
+        {"GPUPool": {"limits": {"user:*": {"session": 1}}}},
+        "GPUPool.limits['user:*']: unknown key 'session'",
+    ),
+    "override": (
+        {"GPUPool": {"profiles": [{"display_name": "Mine", "spawner_override": {"imge": "x"}}]}},
+        "spawner_override",
+    ),
 }
+"""One of each kind; the others are in the tests of the configuration, without a hub."""
 
 
 def start_and_end(hub: HubUnderTest) -> str:
@@ -518,33 +548,24 @@ def test_a_wrong_configuration_ends_the_hub_with_one_sentence(make_hub: MakeHub,
     sections, says = MISTAKES[mistake]
     said = start_and_end(make_hub(sections=sections))
     (sentence,) = [line for line in said.splitlines() if line.startswith("gpupool: ")]
-    for part in says:
-        assert part in sentence
+    assert says in sentence
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "says"),
-    [
-        ("GPUPOOL_BACKEND", "docker", "GPUPOOL_BACKEND=docker: this version has no Docker backend yet"),
-        ("GPUPOOL_BACKEND", "slurm", "GPUPOOL_BACKEND='slurm' is no backend of the demo; use auto or local."),
-        ("GPUPOOL_PORT", "99999", "GPUPOOL_PORT='99999' is no port; use a whole number from 1 to 65535."),
-    ],
-)
-def test_a_wrong_environment_ends_the_demo_with_one_sentence(
-    tmp_path: Path, name: str, value: str, says: str
-) -> None:
+def test_a_backend_that_is_not_there_ends_the_demo_with_one_sentence(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
+    state = {"GPUPOOL_STATE_DIR": str(tmp_path), "GPUPOOL_BACKEND": "docker"}
     ended = subprocess.run(
         [sys.executable, "-m", "jupyterhub", "-f", str(root / "jupyterhub_config.py")],
-        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "GPUPOOL_STATE_DIR": str(tmp_path), name: value},
+        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", **state},
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert ended.returncode == 1
-    assert says in ended.stderr
-    assert "Traceback" not in ended.stderr + ended.stdout
+    said = "gpupool: GPUPOOL_BACKEND=docker: this version has no Docker backend yet; use local or auto."
+    assert ended.stderr.splitlines() == [said]
+    assert ended.stdout == ""
 
 
 def test_the_demo_refuses_names_that_its_proxy_cannot_route(make_hub: MakeHub) -> None:
@@ -552,7 +573,7 @@ def test_the_demo_refuses_names_that_its_proxy_cannot_route(make_hub: MakeHub) -
     hub.start()
     for name in ("a%2fb", "$(id)", "x`) || PathRegexp(`.", "o'brien", "a;b", "a[b]", "a\nb"):
         assert hub.api("POST", "users", json={"usernames": [name]}).status_code == 400, name
-    for name in ("eve smith", "ünïcødé", "eve@example.org", "a.b_c-d~e"):
+    for name in ("eve smith-ünï~1", "eve.b_c@example.org"):
         lease = hub.run(name, "cpu")
         path = quote(name, safe="@~")
         assert requests.get(f"{hub.url}/user/{path}/", timeout=20).text == f"{lease.id} void"

@@ -124,14 +124,26 @@ TEXTS = {
     "upper-case": ({"profile": "HALF"}, 400, ("'HALF'", ALLOWED)),
     "blank": ({"profile": " half"}, 400, ("no profile", ALLOWED)),
     "not-offered": ({"profile": "half", "note": "zzz"}, 400, ("'note'", "'zzz'", "a, b, unlisted-choice")),
-    "not-matching": ({"profile": "half", "note--unlisted-choice": "ABC9"}, 400, ("'ABC9'", "up to 8 small letters")),
+    "not-matching": (
+        {"profile": "half", "note--unlisted-choice": "ABC9"},
+        400,
+        ("'ABC9'", "up to 8 small letters"),
+    ),
     "longer-than-it-matches": (
         {"profile": "half", "note--unlisted-choice": "abcdefghi"},
         400,
         ("up to 8 small letters",),
     ),
-    "newline-after-a-match": ({"profile": "half", "note--unlisted-choice": "abc\n"}, 400, ("control characters",)),
-    "no-text-to-type": ({"profile": "half", "note": "unlisted-choice"}, 400, ("'note'", "up to 8 small letters")),
+    "newline-after-a-match": (
+        {"profile": "half", "note--unlisted-choice": "abc\n"},
+        400,
+        ("control characters",),
+    ),
+    "no-text-to-type": (
+        {"profile": "half", "note": "unlisted-choice"},
+        400,
+        ("'note'", "up to 8 small letters"),
+    ),
     "both-bad": ({"profile": "half", "note": "zzz", "note--unlisted-choice": "abc"}, 400, ("'zzz'",)),
     "negative": ({"profile": "half", "note": "-1"}, 400, ("'-1'", "allowed")),
     "huge": ({"profile": "half", "note--unlisted-choice": "9" * 400}, 400, ("up to 8 small letters",)),
@@ -167,8 +179,14 @@ VALUES = {
 
 FOR_ALL = [Wish(name, options, status, says) for name, (options, status, says) in TEXTS.items()]
 FOR_JSON = [
-    *(Wish(f"profile-{name}", {"profile": value}, 400, ("'profile'", "text")) for name, value in VALUES.items()),
-    *(Wish(f"note-{n}", {"profile": "half", "note": value}, 400, ("'note'", "text")) for n, value in VALUES.items()),
+    *(
+        Wish(f"profile-{name}", {"profile": value}, 400, ("'profile'", "text"))
+        for name, value in VALUES.items()
+    ),
+    *(
+        Wish(f"note-{n}", {"profile": "half", "note": value}, 400, ("'note'", "text"))
+        for n, value in VALUES.items()
+    ),
     Wish("surrogate", {"profile": "half\ud800"}, 400, ("allowed",)),
 ]
 
@@ -308,7 +326,9 @@ def checked(page: str) -> list[str]:
     return re.findall(r'<input [^>]*name="profile"[^>]*value="([^"]*)"[^>]* checked', page)
 
 
-@pytest.mark.parametrize("wish", [w for w in FOR_ALL if len(str(w.options)) < 8000], ids=lambda wish: wish.name)
+@pytest.mark.parametrize(
+    "wish", [w for w in FOR_ALL if len(str(w.options)) < 8000], ids=lambda wish: wish.name
+)
 def test_a_link_never_starts_anything(hub: HubUnderTest, browser: requests.Session, wish: Wish) -> None:
     before = traces(hub)
     page = follow_link(hub, browser, wish.options)
@@ -380,7 +400,12 @@ def test_leaving_the_group_while_waiting(hub: HubUnderTest) -> None:
     hub.wait_gone(user)
     until(lambda: (hub.server(user) or {"pending": None})["pending"] is None, "the start to end")
     events = [e for e in hub.ledger().events(count=10_000) if e.lease == waiting.id]
-    assert [e.to_state for e in events if e.to_state != e.from_state] == ["queued", "starting", "stopping", "closed"]
+    assert [e.to_state for e in events if e.to_state != e.from_state] == [
+        "queued",
+        "starting",
+        "stopping",
+        "closed",
+    ]
     assert "not a member" in events[-2].reason
     assert not hub.ledger().lease(waiting.id).runtime  # type: ignore[union-attr]  # nothing was launched
     assert hub.sessions(waiting.id) == []
@@ -406,7 +431,9 @@ def test_failed_starts_do_end_this_hub(tmp_path_factory: pytest.TempPathFactory)
         made.start()
         for _ in range(3):
             made.spawn(USER, "cpu")
-            until(lambda: not made.alive() or (made.server(USER) or {"stopped": True})["stopped"], "the failure")
+            until(
+                lambda: not made.alive() or (made.server(USER) or {"stopped": True})["stopped"], "the failure"
+            )
         assert made.wait_dead() != 0
     finally:
         made.clean()

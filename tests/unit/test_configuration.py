@@ -1,0 +1,115 @@
+"""A mistake in the configuration stops the hub with one sentence that names it and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from traitlets.config import Config
+
+from jupyterhub_gpupool import configure
+
+GPUS = [{"model": "A100-SXM4-80GB", "memory": "80G", "compute_capability": "8.0", "count": 1}]
+PROFILE: dict[str, Any] = {"display_name": "Mine", "slug": "mine"}
+
+
+def profile(**keys: Any) -> dict[str, dict[str, Any]]:
+    return {"GPUPool": {"profiles": [PROFILE | keys]}}
+
+
+def limits(**keys: Any) -> dict[str, dict[str, Any]]:
+    return {"GPUPool": {"limits": keys}}
+
+
+MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
+    "setting": (
+        {"GPUPool": {"profile": []}},
+        ("c.GPUPool.profile is not", "Did you mean 'profiles'?", "Allowed:"),
+    ),
+    "service": (
+        {"GPUPoolService": {"sweep": 1}},
+        ("c.GPUPoolService.sweep is not", "Allowed:", "sweep_interval"),
+    ),
+    "spawner": ({"GPUPoolLocalSpawner": {"home": "x"}}, ("c.GPUPoolLocalSpawner.home", "Allowed:", "homes")),
+    "devices": ({"SimulatedDevices": {"gpu": []}}, ("c.SimulatedDevices.gpu is not", "Did you mean 'gpus'?")),
+    "mode": ({"GPUPoolService": {"mode": "kill"}}, ("mode", "kill", "observe", "warn", "reclaim")),
+    "interval": (
+        {"GPUPoolService": {"sweep_interval": -1}},
+        ("sweep_interval is -1", "allowed are 0.5 to 3600"),
+    ),
+    "interval-nan": (
+        {"GPUPoolService": {"sweep_interval": float("nan")}},
+        ("sweep_interval is nan", "allowed"),
+    ),
+    "wait-nan": ({"GPUPool": {"max_wait": float("nan")}}, ("GPUPool.max_wait is nan", "allowed are seconds")),
+    "wait-huge": ({"GPUPool": {"max_wait": 1e300}}, ("GPUPool.max_wait is 1e+300", "allowed are seconds")),
+    "wait-text": ({"GPUPool": {"max_wait": "long"}}, ("max_wait", "long")),
+    "launches": ({"GPUPool": {"max_launches": -1}}, ("max_launches", "-1")),
+    "name": ({"GPUPool": {"name": "a b"}}, ("GPUPool.name is 'a b'", "allowed are")),
+    "database": (
+        {"GPUPool": {"database_url": "ledger"}},
+        ("c.GPUPool.database_url: 'ledger'", "sqlite:////"),
+    ),
+    "memory": ({"GPUPool": {"database_url": "sqlite://"}}, ("c.GPUPool.database_url", "name a file")),
+    "profiles": ({"GPUPool": {"profiles": [7]}}, ("profiles", "expected a dict", "7")),
+    "profile-key": (profile(gpus=1), ("'mine'", "'gpus'", "allowed")),
+    "gpu-key": (profile(gpu={"cuont": 1}), ("'mine'", "'cuont'", "allowed", "count")),
+    "gpu-negative": (profile(gpu={"count": -1}), ("'mine'", "-1", "allowed")),
+    "gpu-huge": (profile(gpu={"count": 10**30}), ("'mine'", "count", "allowed")),
+    "gpu-nan": (profile(gpu={"compute": float("nan")}), ("'mine'", "nan", "allowed")),
+    "window": (profile(idle={"window": "x"}), ("'mine'", "window", "'x'", "allowed")),
+    "window-nan": (profile(idle={"window": float("nan")}), ("'mine'", "window", "nan", "allowed")),
+    "groups": (profile(allowed_groups="vision"), ("'mine'", "allowed_groups", "allowed")),
+    "override": (profile(spawner_override={"imge": "x"}), ("'mine'", "spawner_override", "'imge'")),
+    "override-of-the-pool": (profile(spawner_override={"home_dir": "/"}), ("'mine'", "'home_dir'")),
+    "slug-twice": ({"GPUPool": {"profiles": [PROFILE, PROFILE]}}, ("'mine'",)),
+    "limit-key": (
+        limits(**{"user:*": {"session": 1}}),
+        ("GPUPool.limits['user:*']", "'session'", "keys are sessions"),
+    ),
+    "limit-scope": (limits(users={"sessions": 1}), ("GPUPool.limits", "'users'", "scopes are pool")),
+    "limit-negative": (limits(pool={"gpus": -1}), ("GPUPool.limits['pool']", "gpus is -1", "must be")),
+    "limit-nan": (limits(pool={"gpus": float("nan")}), ("GPUPool.limits['pool']", "gpus is nan", "must be")),
+    "limit-text": (limits(pool={"sessions": "many"}), ("GPUPool.limits['pool']", "'many'", "must be")),
+    "model": ({"SimulatedDevices": {"gpus": [{"model": "A100", "memry": "80G"}]}}, ("memry", "memory")),
+    "no-gpus": ({"SimulatedDevices": {"gpus": 3}}, ("gpus", "3")),
+}
+
+
+def made(tmp_path: Path, sections: dict[str, dict[str, Any]]) -> Config:
+    c = Config()
+    c.SimulatedDevices.gpus = GPUS
+    c.GPUPool.database_url = f"sqlite:///{tmp_path}/ledger.sqlite"
+    for section, values in sections.items():
+        c[section].update(values)
+    return c
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mistake: str
+) -> None:
+    sections, says = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as ended:
+        configure(made(tmp_path, sections), backend="local")
+    said = str(ended.value.code)
+    assert said.startswith("gpupool: ")
+    assert "\n" not in said
+    assert len(said) < 1500
+    for part in says:
+        assert part in said
+    assert capsys.readouterr().out == ""
+
+
+def test_a_backend_that_this_version_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"gpupool: configure\(backend='docker'\).*'local'"):
+        configure(made(tmp_path, {}), backend="docker")
+
+
+def test_without_mistakes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    c = made(tmp_path, profile(gpu={"count": 1}, spawner_override={"environment": {"A": "b"}}))
+    configure(c, backend="local")
+    assert c.JupyterHub.services[0]["name"] == "gpupool"
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
