@@ -15,8 +15,10 @@ NO_DEVICE = "void"
 """What NVIDIA_VISIBLE_DEVICES says so that the container runtime shows no GPU at all."""
 
 
-def enforcement(lease: Lease) -> str:
+def enforcement(lease: Lease, *, simulated: bool) -> str:
     """Which mechanism holds the session to its slice, in words for the page."""
+    if simulated:
+        return "nothing: the GPU is simulated"
     match lease.wish.kind:
         case Kind.CPU:
             return "no GPU"

@@ -208,6 +208,7 @@ def closed(found: Iterable[Lease], count: int) -> Shape:
 
 def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shape:
     """A lease, for its owner or an admin."""
+    holds = [part.device for part in item.slices]
     verdict = None
     if item.verdict is not None:
         verdict = {"decision": item.verdict.value, "reason": item.verdict_reason, "at": iso(item.verdict_at)}
@@ -219,11 +220,11 @@ def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shap
         "state": item.state.value,
         "kind": item.wish.kind.value,
         "slice": in_words(item, devices),
-        "devices": [part.device for part in item.slices],
+        "devices": holds,
         "gpus": round(item.gpus, 4),
         "memory_mib": sum(part.memory_mib for part in item.slices) if item.slices else None,
         "compute": min(part.compute for part in item.slices) if item.slices else None,
-        "enforcement": runtime.enforcement(item),
+        "enforcement": runtime.enforcement(item, simulated=any(map(_simulated, map(devices.get, holds)))),
         "requested_at": iso(item.requested_at),
         "granted_at": iso(item.granted_at),
         "active_at": iso(item.active_at),
@@ -244,6 +245,10 @@ def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shap
         "doubt": item.doubt or None,
         "reason": item.reason or None,
     }
+
+
+def _simulated(device: Device | None) -> bool:
+    return device is not None and device.simulated
 
 
 def in_words(item: Lease, devices: Mapping[str, Device]) -> str:

@@ -582,7 +582,7 @@ async def test_the_status_page_says_all_that_a_warned_person_must_know(site: Web
     shown = page.partition("<template")[0]
     for text in ("will be stopped in", "idle for 60 s", "files\n        outside the home folder",
                  "Kept: files in", "Extend by", "Release now", "A quarter",
-                 "simulated GPU", "TensorFlow's limit", "unknown",
+                 "simulated GPU", "nothing: the GPU is simulated", "unknown",
                  'aria-live="polite"', "30 of 120 cells"):  # fmt: skip
         assert text in shown, text
     assert "bob" not in page
