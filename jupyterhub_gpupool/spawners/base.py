@@ -174,7 +174,8 @@ class GPUPoolMixin(Adoption, Spawner):
             if running is not None:
                 return await self._reattach(lease, running)
             faults.point("grant.seen")
-            choice = self._resolve(self.user_options)  # rights may have changed while it waited
+            # What the lease was granted for, not what was asked for last; rights may have changed since.
+            choice = self._resolve(dict(lease.options))
             return await self._launch(lease, choice)
         except GPUPoolError as problem:
             await self._abandon(problem.message)
