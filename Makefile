@@ -4,7 +4,7 @@
 .PHONY: help install demo test lint bench docs clean
 
 PYTHON = python3
-PYTEST_ARGS =
+PYTEST_ARGS = -n 2 --dist loadfile
 INSTALL = PYTHON='$(PYTHON)' sh scripts/install.sh
 BIN = .venv/bin
 
