@@ -30,14 +30,11 @@ T = TypeVar("T")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The command line of a benchmark, with what all of them have."""
+    """Make the command line of a benchmark, with what all of them have."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # as Ctrl-C: the hubs are ended too
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
-        "--dir",
-        type=Path,
-        default=ROOT / "build",
-        help="folder on the disk to measure (default: build/ of the checkout)",
-    )
+    where = "folder on the disk to measure (default: build/ of the checkout)"
+    made.add_argument("--dir", type=Path, default=ROOT / "build", help=where)
     return made
 
 
@@ -72,10 +69,8 @@ def table(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> No
     widths = [max(len(row[n]) for row in (head, *lines)) for n in range(len(head))]
     print(f"\n{title}")
     for row in (head, ["-" * width for width in widths], *lines):
-        cells = [
-            cell.ljust(w) if n == 0 else cell.rjust(w)
-            for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[0] = row[0].ljust(widths[0])
         print("  ".join(cells).rstrip())
     sys.stdout.flush()
 

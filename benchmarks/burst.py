@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import statistics
 import subprocess
@@ -23,8 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jupyterhub
-from _hub import MINIATURE, VERDICTS, Hub, folder, load_note, parser, table, until, verdict
+from _hub import HERE, VERDICTS, Hub, folder, load_note, parser, table, until, verdict
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
 
 POLL_INTERVAL = 0.5
@@ -72,7 +70,7 @@ class Client:
             except (OSError, HTTPClientError):
                 if self.hub.process.poll() is not None:
                     raise SystemExit(f"the hub has ended:\n{self.hub.tail()}") from None
-                # More connections at once than the hub's socket keeps waiting; the kernel would try again after minutes.
+                # More connections than the hub's socket keeps waiting; the kernel would try again after minutes.
                 await asyncio.sleep(AGAIN / 10)
 
     async def follow(self, user: str, seen: Callable[[bytes], None] = lambda chunk: None) -> None:
@@ -124,9 +122,7 @@ def session() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     address = f"http://127.0.0.1:{port}"
-    env = {"JUPYTERHUB_SERVICE_URL": address, "GPUPOOL_LEASE": "none", "NVIDIA_VISIBLE_DEVICES": "void"}
-    env["TEST_HUB_VERSION"] = jupyterhub.__version__
-    process = subprocess.Popen([sys.executable, str(MINIATURE)], env={**os.environ, **env})
+    process = subprocess.Popen([sys.executable, str(HERE / "_session.py"), str(port)])
 
     def listens() -> bool:
         with socket.socket() as client:
@@ -157,7 +153,10 @@ def main() -> None:
         "--watch", choices=("stream", "poll"), default="stream", help="how users follow (stream)"
     )
     line.add_argument(
-        "--proxy", choices=("traefik", "none"), default="traefik", help="none: a proxy that does nothing"
+        "--proxy",
+        choices=("traefik", "none"),
+        default="none",
+        help="none, the default: one that does nothing",
     )
     line.add_argument("--only", choices=tuple(ARMS), action="append", help="only this hub (repeatable)")
     options = line.parse_args()
@@ -180,18 +179,16 @@ def main() -> None:
         )
     title = f"{options.users} users at once, null session, followed by {options.watch}, proxy {options.proxy}"
     table(title, ("", "rate", "p50", "p99", "hub CPU a spawn", "turned away"), lines)
-    if "pool" in found and "stock, no limit" in found:
-        pool, stock = (options.users / found[name].seconds for name in ("pool", "stock, no limit"))
-        what = "(d) burst, rate against the stock hub"
-        table(
-            "",
-            VERDICTS,
-            [
-                verdict(
-                    what, f"{pool:.1f}/s", f"{stock:.1f}/s", f"{pool / stock:.2f}", "≥ 2", pool >= 2 * stock
-                )
-            ],
-        )
+    summary = []
+    for name in ("stock, as it comes", "stock, no limit"):
+        if "pool" in found and name in found:
+            pool, stock = (options.users / found[arm].seconds for arm in ("pool", name))
+            what = f"(d) burst, rate against: {name}"
+            met = pool >= 2 * stock
+            summary.append(
+                verdict(what, f"{pool:.1f}/s", f"{stock:.1f}/s", f"{pool / stock:.2f}", "≥ 2", met)
+            )
+    table("", VERDICTS, summary)
     print(load_note())
 
 

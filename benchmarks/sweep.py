@@ -160,17 +160,10 @@ def main() -> None:
     table("one sweep", ("", "first", "later: median (middle half)", "longest", "CPU", "memory"), lines)
     few, many = figures[10], figures[options.leases]
     what = f"(e) sweep over {options.leases:,} leases"
-    seconds = verdict(
-        what, f"{many[0]:.3f} s", f"{few[0]:.3f} s (10)", f"{many[0] / few[0]:.1f}", "< 1 s", many[1] < 1
-    )
-    memory = verdict(
-        f"{what}: memory",
-        f"{many[2]:.0f} MB",
-        f"{few[2]:.0f} MB (10)",
-        f"{many[2] / few[2]:.2f}",
-        "< 200 MB",
-        many[2] < 200,
-    )
+    ratios = (f"{many[0] / few[0]:.1f}", f"{many[2] / few[2]:.2f}")
+    seconds = verdict(what, f"{many[0]:.3f} s", f"{few[0]:.3f} s (10)", ratios[0], "< 1 s", many[1] < 1)
+    what = f"{what}: memory"
+    memory = verdict(what, f"{many[2]:.0f} MB", f"{few[2]:.0f} MB (10)", ratios[1], "< 200 MB", many[2] < 200)
     table("", VERDICTS, [seconds, memory])
     print(load_note())
 

@@ -16,6 +16,8 @@ one.  What the stock spawner does inside the pool's calls is not counted.  The p
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import json
 import time
 from dataclasses import dataclass, field
@@ -79,14 +81,12 @@ async def run(hub: Hub, users: list[str], moves: int, pause: float) -> Phases:
 
     async def open_pages() -> None:
         pages.extend(page(user) for user in users[1:])
-        while len(seen) < len(users) - 1:
-            await asyncio.sleep(0.1)
+        await asyncio.to_thread(until, lambda: len(seen) >= len(users) - 1, "every page to open")
 
     async def move() -> None:
-        for holder, after in zip(users[:moves], users[1:], strict=False):
+        for holder, after in itertools.islice(itertools.pairwise(users), moves):
             await client.ask("DELETE", f"users/{holder}/server")
-            while not await asyncio.to_thread(ready, hub, after):
-                await asyncio.sleep(0.2)
+            await asyncio.to_thread(until, functools.partial(ready, hub, after), "the next session")
             await asyncio.sleep(pause / 2)  # until every page has been told
 
     await span("arrive", arrive())

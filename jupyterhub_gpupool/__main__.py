@@ -17,7 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     service = commands.add_parser("service", help="run the hub service; the hub starts it by itself")
     service.add_argument("config", help="the JSON file that configure() wrote")
     commands.add_parser("generate-config", help="print every setting with its help, as a configuration file")
-    simulate = commands.add_parser("simulate", help="make a simulated GPU sick, lost or silent, or well again")
+    simulate = commands.add_parser(
+        "simulate", help="make a simulated GPU sick, lost or silent, or well again"
+    )
     simulate.add_argument("device", help="its number or id")
     simulate.add_argument("fault", choices=["sick", "lost", "silent", "well"])
     state = os.environ.get("GPUPOOL_STATE_DIR") or ".gpupool"

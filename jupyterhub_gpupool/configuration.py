@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from traitlets import TraitError
+from traitlets import Dict, List, TraitError
 from traitlets.config import Config, Configurable
+from traitlets.config.loader import LazyConfigValue
 
 from . import profiles
 from .devices.simulated import SimulatedDevices
-from .ledger import file_of
+from .ledger import file_of, url_of
 from .pool import GPUPool
 from .service.app import GPUPoolService
 from .spawners.base import TEMPLATES
@@ -66,7 +67,7 @@ def _state(c: Config) -> Path:
         return Path.cwd()
     file = file.resolve()
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    c.GPUPool.database_url = f"sqlite:///{file}"  # the service has a working directory of its own
+    c.GPUPool.database_url = url_of(file)  # the service has a working directory of its own
     return file.parent
 
 
@@ -78,21 +79,20 @@ def _hub(c: Config, spawner: type[GPUPoolLocalSpawner]) -> None:
     # Sessions outlive an orderly stop of the hub and are adopted at its next start.
     c.JupyterHub.setdefault("cleanup_servers", False)
     c.Spawner.setdefault("http_timeout", 60)
-    settings = dict(c.JupyterHub.get("tornado_settings", {}))
+    settings = dict(_given(c, "tornado_settings", {}))
     settings.setdefault("slow_spawn_timeout", 2)
     c.JupyterHub.tornado_settings = settings
-    c.JupyterHub.template_paths = [*c.JupyterHub.get("template_paths", []), str(TEMPLATES)]
+    c.JupyterHub.template_paths = [*_given(c, "template_paths", []), str(TEMPLATES)]
 
 
 def _service(c: Config, state: Path) -> None:
-    handed = {
-        name: _plain(c[name]) for name in ("GPUPool", "GPUPoolService", "SimulatedDevices") if name in c
-    }
+    owners = {"GPUPool": GPUPool, "GPUPoolService": GPUPoolService, "SimulatedDevices": SimulatedDevices}
+    handed = {name: _plain(c[name], owner) for name, owner in owners.items() if name in c}
     path = state / "service.json"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         json.dump(handed, file)
     c.JupyterHub.services = [
-        *c.JupyterHub.get("services", []),
+        *_given(c, "services", []),
         {
             "name": "gpupool",
             "url": f"http://127.0.0.1:{c.GPUPoolService.get('port') or _port(state)}",
@@ -102,19 +102,30 @@ def _service(c: Config, state: Path) -> None:
             "display": True,
         },
     ]
-    roles = list(c.JupyterHub.get("load_roles", []))
+    roles = list(_given(c, "load_roles", []))
     roles.append({"name": "gpupool", "services": ["gpupool"], "scopes": SCOPES})
     access = "access:services!service=gpupool"
     mine = next((role for role in roles if role["name"] == "user"), None)
     if mine is None:
         roles.append({"name": "user", "scopes": ["self", access]})
     else:
-        mine["scopes"] = [*mine["scopes"], access]
+        mine["scopes"] = [*mine.get("scopes", ["self"]), access]
     c.JupyterHub.load_roles = roles
 
 
-def _plain(section: Config) -> dict[str, Any]:
-    return {name: value for name, value in section.items() if not isinstance(value, Config)}
+def _given(c: Config, name: str, default: Any) -> Any:
+    """A setting of the hub as the file has left it, also where it only appended to a default."""
+    value = c.JupyterHub.get(name, default)
+    return value.get_value(default) if isinstance(value, LazyConfigValue) else value
+
+
+def _plain(section: Config, owner: type[Configurable]) -> dict[str, Any]:
+    """A section as plain values: what was only appended or updated is laid over the default."""
+    found = {name: value for name, value in section.items() if not isinstance(value, Config)}
+    for name, value in found.items():
+        if isinstance(value, LazyConfigValue):
+            found[name] = value.get_value({Dict: {}, List: []}.get(type(owner.class_traits()[name])))
+    return found
 
 
 def _port(state: Path) -> int:

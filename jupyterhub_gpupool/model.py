@@ -30,9 +30,6 @@ class State(StrEnum):
 HOLDING = frozenset({State.STARTING, State.ACTIVE, State.STOPPING})
 """States in which a lease holds its slices."""
 
-OPEN = HOLDING | {State.QUEUED}
-"""States of a lease that is not over."""
-
 NEW = "none"
 """What an event names as the state before a lease's first one."""
 
@@ -230,8 +227,11 @@ class Owner:
     @classmethod
     def from_mark(cls, name: str, mark: str) -> Owner:
         """The inverse of :meth:`mark`.  Raises ValueError for a text that is no mark."""
-        hub_id, _, created = mark.partition(":")
-        return cls(name, int(hub_id), float(created))
+        hub_id, _, created = mark[:64].partition(":")
+        owner = cls(name, int(hub_id), float(created))
+        if not (0 <= owner.hub_id < 2**31 and 0 <= owner.created < 2**40):
+            raise ValueError(f"{mark[:64]!r} is no mark of an owner")
+        return owner
 
 
 @dataclass(frozen=True, slots=True)

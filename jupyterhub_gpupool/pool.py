@@ -31,6 +31,9 @@ T = TypeVar("T")
 AFTER_MOVE = 0.05
 """Seconds between two looks of the hub at the queue while its own sessions start and end."""
 
+TOLD_AT_ONCE = 30
+"""People who are told of their place in one pass of the event loop."""
+
 BEAT_INTERVAL = 4.0
 """Seconds between two signs of life of a hub for which somebody waits."""
 
@@ -57,8 +60,9 @@ class GPUPool(LoggingConfigurable):
 
     profiles = List(
         Dict(),
-        help="""What people may choose, in KubeSpawner's ``profile_list`` format with the pool's own keys. ``docs/profiles.md``
-        has the table of all keys. Example: ``[{"display_name": "Half an A100", "gpu": {"memory": "1/2"}}]``.""",
+        help="""What people may choose, in KubeSpawner's ``profile_list`` format with the pool's own keys.
+        ``docs/profiles.md`` has the table of all keys. Example:
+        ``[{"display_name": "Half an A100", "gpu": {"memory": "1/2"}}]``.""",
     ).tag(config=True)
 
     limits = Dict(
@@ -165,7 +169,7 @@ class GPUPool(LoggingConfigurable):
     def ledger(self) -> Ledger:
         """The ledger; opened at the first call.  Blocks: for worker threads and commands only."""
         if self._ledger is None:
-            self._ledger = Ledger(self.database_url, self.policy)
+            self._ledger = Ledger(self.database_url, self.policy, on_move=self._log)
         return self._ledger
 
     async def call(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -189,9 +193,7 @@ class GPUPool(LoggingConfigurable):
                 self._registered = True
             return ledger.enqueue(self.hub_name, request)
 
-        lease: Lease = await self.call(enqueue)
-        self._log(lease, "none" if lease.state is State.QUEUED else "queued")
-        return lease
+        return await self.call(enqueue)
 
     async def register(self) -> None:
         """Begin a new epoch of this hub, once in a process."""
@@ -240,7 +242,7 @@ class GPUPool(LoggingConfigurable):
 
     async def _watch(self) -> None:
         """Read the queue for everybody who waits in this process, and say that the hub lives."""
-        beat_at = 0.0
+        beat_at = places_at = 0.0
         while self._watched:
             try:
                 if time.monotonic() - beat_at >= BEAT_INTERVAL:
@@ -249,9 +251,16 @@ class GPUPool(LoggingConfigurable):
                 found = await self.ask("watch", tuple(self._watched))
             except GPUPoolError as problem:
                 self.log.warning("The queue cannot be read, everybody keeps their place: %s", problem.message)
+            except Exception:  # whatever it is, people wait and must be told when it is over
+                self.log.exception("The queue cannot be read, everybody keeps their place")
             else:
-                for lease, waiting in found.items():
-                    if lease in self._watched:
+                # Between two intervals only grants are told: a long queue of new places would hold the loop.
+                places = time.monotonic() - places_at >= self.watch_interval
+                places_at = time.monotonic() if places else places_at
+                for number, (lease, waiting) in enumerate(found.items(), 1):
+                    if number % TOLD_AT_ONCE == 0:
+                        await asyncio.sleep(0)  # others' work comes in between
+                    if lease in self._watched and (places or waiting.state is not State.QUEUED):
                         self._watched[lease].put(waiting)
             await self._pause()
 
@@ -264,10 +273,9 @@ class GPUPool(LoggingConfigurable):
         self._moved.clear()
 
     async def move(self, verb: str, lease: Lease, **kwargs: Any) -> Lease:
-        """Run a transition of the ledger and log it as one line."""
+        """Run a transition of the ledger; what it freed is seen at once by those who wait here."""
         moved: Lease = await self.ask(verb, lease.id, **kwargs)
         self._moved.set()
-        self._log(moved, lease.state)
         return moved
 
     def _log(self, lease: Lease, before: str) -> None:

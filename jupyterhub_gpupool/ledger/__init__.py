@@ -14,17 +14,17 @@ from typing import Any
 from sqlalchemy import bindparam, insert, or_, select, update
 
 from .. import fairness, placement
-from ..model import Device, Lease, Request, Sample, Session, State
+from ..model import NEW, Device, Lease, Request, Sample, Session, State
 from . import observations, rows, transitions, views
 from . import schema as t
 from .grants import Grants, Policy, queue_usage
 from .observations import Observation
-from .store import Store, Transaction, file_of
+from .store import Store, Transaction, file_of, url_of
 from .transitions import expect, move, note, row_of, set_columns
 from .verify import problems
 from .views import Event, Reading, Snapshot, Waiting
 
-__all__ = ["Event", "Ledger", "Observation", "Policy", "Reading", "Snapshot", "Waiting", "file_of"]
+__all__ = ["Event", "Ledger", "Observation", "Policy", "Reading", "Snapshot", "Waiting", "file_of", "url_of"]
 
 _beat = update(t.hubs).where(t.hubs.c.name == bindparam("hub"))
 
@@ -38,23 +38,28 @@ class Ledger:
         policy: Policy | None = None,
         *,
         clock: Callable[[], float] | None = None,
-        on_grant: Callable[[str], None] | None = None,
+        on_move: Callable[[Lease, str], None] | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.store = Store(url, clock=clock)
         self._grants = Grants(self.policy)
-        self._on_grant = on_grant
+        self._on_move = on_move or (lambda lease, before: None)
 
     def close_database(self) -> None:
         """Close the connections of this process."""
         self.store.close()
 
     def _serve(self, tx: Transaction) -> list[str]:
-        granted = self._grants.serve(tx)
-        if self._on_grant:
-            for lease in granted:
-                self._on_grant(lease)
-        return granted
+        served = self._grants.serve(tx)
+        for lease in served:
+            self._told(tx, lease, State.QUEUED)
+        return served
+
+    def _told(self, tx: Transaction, lease: str, before: str) -> Lease:
+        """The lease as it is now, once whoever listens has heard where it came from."""
+        moved = transitions.reread(tx, lease)
+        self._on_move(moved, before)
+        return moved
 
     # --- the hub's side: a spawn ---------------------------------------------------------------
 
@@ -99,18 +104,23 @@ class Ledger:
             gpus = self._could_be(tx, request)
             tx.run(_beat, {"hub": hub, "beat_at": tx.now})
             if row is None:
-                self._may_queue(tx, owner, request)
+                waiting = self._waiting(tx, owner, request)
                 key = transitions.new_lease(
                     tx, owner, request, State.QUEUED, hub=hub, gpus=gpus,
                     actor=request.owner.name, action="request", why=request.wish.describe(),
                 )  # fmt: skip
+                self._told(tx, key, NEW)
             else:
                 # The same person asks again, perhaps after the hub was away: the place is kept, the wish is new.
-                key = row.id
+                key, waiting = row.id, None
                 again = transitions.request_columns(request)
                 set_columns(tx, key, hub=hub, left_at=None, gpus=gpus, **again)
             self._serve(tx)
-            return transitions.reread(tx, key)
+            lease = transitions.reread(tx, key)
+            if waiting is not None and lease.state is State.QUEUED:
+                # Only who has to wait needs room in the queue.  The refusal takes the whole transaction back.
+                fairness.check_queue(request.owner.name, request.groups, waiting, self.policy.limits)
+            return lease
 
     def _could_be(self, tx: Transaction, request: Request) -> float:
         """GPU-equivalents that the wish costs at least.  Before the first inventory nobody can say."""
@@ -122,11 +132,11 @@ class Ledger:
         fairness.check_ever(request.owner.name, request.groups, gpus, self.policy.limits)
         return gpus
 
-    def _may_queue(self, tx: Transaction, owner: str, request: Request) -> None:
+    def _waiting(self, tx: Transaction, owner: str, request: Request) -> dict[str, fairness.Usage] | None:
+        """Who waits already, by scope; None when no limit asks for it."""
         if all(limit.queued is None for limit in self.policy.limits.values()):
-            return
-        usage = queue_usage(tx, owner, request.owner.name, request.groups)
-        fairness.check_queue(request.owner.name, request.groups, usage, self.policy.limits)
+            return None
+        return queue_usage(tx, owner, request.owner.name, request.groups)
 
     def checkpoint(self, lease: str, runtime: Mapping[str, Any], url: str = "") -> None:
         """Write what the backend needs to find the session again, before and after the launch."""
@@ -145,7 +155,7 @@ class Ledger:
                 active_at=tx.now, left_at=None, absent_since=None, **columns,
             )  # fmt: skip
             self._serve(tx)
-            return transitions.reread(tx, lease)
+            return self._told(tx, lease, row.state)
 
     def begin_stop(self, lease: str, *, actor: str, reason: str, judged: int | None = None) -> Lease:
         """STARTING or ACTIVE → STOPPING; the slices stay held.  A lease that is STOPPING stays as it is.
@@ -159,19 +169,20 @@ class Ledger:
             expect(row, State.STARTING, State.ACTIVE, version=judged)
             move(tx, row, State.STOPPING, actor=actor, action="stop", reason=reason, stopped_by=actor)
             self._serve(tx)  # a failed start leaves room for another launch
-            return transitions.reread(tx, lease)
+            return self._told(tx, lease, row.state)
 
-    def close(self, lease: str, *, actor: str, reason: str = "") -> Lease:
+    def close(self, lease: str, *, actor: str, reason: str = "", judged: int | None = None) -> Lease:
         """STOPPING → CLOSED, on proof that the session is gone; frees the slices and serves the queue."""
         with self.store.write() as tx:
             row = row_of(tx, lease)
-            expect(row, State.STOPPING)
+            expect(row, State.STOPPING, version=judged)
             transitions.free(tx, lease)
             move(tx, row, State.CLOSED, actor=actor, action="close", reason=reason or row.reason,
                  closed_at=tx.now, deadline_seconds=None, doubt="", doubt_since=None)  # fmt: skip
             transitions.check(tx, lease)
+            closed = self._told(tx, lease, row.state)
             self._serve(tx)
-            return transitions.reread(tx, lease)
+            return closed
 
     def give_up(self, lease: str, *, actor: str, reason: str) -> bool:
         """QUEUED → CLOSED.  False when the lease is no longer queued."""
@@ -180,6 +191,7 @@ class Ledger:
             if row.state != State.QUEUED:
                 return False
             move(tx, row, State.CLOSED, actor=actor, action="leave", reason=reason, closed_at=tx.now)
+            self._told(tx, lease, row.state)
             self._serve(tx)
             return True
 
@@ -196,7 +208,7 @@ class Ledger:
             observations.resign(tx, holder)
 
     def sync_inventory(self, found: Sequence[Device]) -> bool:
-        """See :func:`observations.sync_inventory`; opens no transaction of writing when nothing changed."""
+        """See :func:`observations.sync_inventory`."""
         with self.store.write() as tx:
             return observations.sync_inventory(tx, found)
 
@@ -241,7 +253,7 @@ class Ledger:
             if key is None:
                 return None
             transitions.check(tx, key)
-            return transitions.reread(tx, key)
+            return self._told(tx, key, NEW)
 
     def settle(self) -> None:
         """Say that all running sessions have been looked at: from now on slices are granted."""
@@ -268,6 +280,7 @@ class Ledger:
             for row in tx.run(query).all():
                 why = f"nobody waited for it for {keep:g} s"
                 move(tx, row, State.CLOSED, actor="service", action="expire", reason=why, closed_at=tx.now)
+                self._told(tx, row.id, row.state)
                 gone.append(str(row.id))
             self._serve(tx)
         return gone

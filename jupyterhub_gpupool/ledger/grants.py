@@ -15,7 +15,8 @@ from typing import Any
 from sqlalchemy import bindparam, func, select, update
 
 from .. import fairness, placement
-from ..model import Device, Kind, Limit, Slice, State, session_name
+from ..errors import Rejected
+from ..model import Device, Kind, Limit, Slice, State, Wish, session_name
 from . import rows
 from . import schema as t
 from .store import Transaction
@@ -143,6 +144,7 @@ class _Round:
     def _serve(self, row: Any) -> bool:
         key = (row.wish, self.reserved is not None)
         if key in self.hopeless:
+            self._say(row, "")
             return False
         wish = rows.wish(row.wish)
         groups = rows.load(row.groups)
@@ -157,6 +159,8 @@ class _Round:
             if placement.choose(wish, self.devices, self.occupancy, reserved) is not None:
                 self._say(row, "what is free would take more than your limit has left")
                 return False
+            if self._never(row, wish):
+                return False
             self.hopeless.add(key)
             if self.reserved is None:
                 self.reserved = placement.reserve(wish, self.devices, self.occupancy, self._holders())
@@ -165,6 +169,16 @@ class _Round:
         size = sum(item.cells / item.device.cells for item in placed)
         self._grant(row, placed, size, admitted.group)
         return True
+
+    def _never(self, row: Any, wish: Wish) -> bool:
+        """Close a request that came before the first inventory, and for which there is no such device."""
+        try:
+            placement.check_possible(wish, self.devices)
+        except Rejected as never:
+            why, now = never.message, self.tx.now
+            move(self.tx, row, State.CLOSED, actor="gpupool", action="refuse", reason=why, closed_at=now)
+            return True
+        return False
 
     def _admit(self, row: Any, groups: list[str], gpus: float) -> fairness.Admission:
         usage = self.usage.of(row.owner, row.user, groups, self.policy.limits)

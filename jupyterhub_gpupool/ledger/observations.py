@@ -130,6 +130,13 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
             status=409,
         )
     terms = rows.terms(row.terms)
+    if row.warned_for == "max_age":
+        raise Rejected(
+            f"This session ends at the age of {terms.max_age:g} s, the most that its profile allows; that cannot be "
+            "extended.",
+            reason="max-age",
+            status=409,
+        )
     left = terms.extend_max - row.extended_seconds
     if left <= 0:
         raise Rejected(
@@ -138,17 +145,16 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
             status=409,
         )
     given = float(min(terms.extend, left))
-    warned_for_idle = row.warned_for != "max_age"
     set_columns(
         tx,
         lease,
         extended_seconds=row.extended_seconds + given,
         grace_seconds=row.grace_seconds + given,
-        deadline_seconds=None if warned_for_idle else row.deadline_seconds,
-        warned_at=None if warned_for_idle else row.warned_at,
-        warned_for="" if warned_for_idle else row.warned_for,
-        verdict=Decision.KEEP.value if warned_for_idle else row.verdict,
-        verdict_reason=f"extended by {given:g} s" if warned_for_idle else row.verdict_reason,
+        deadline_seconds=None,
+        warned_at=None,
+        warned_for="",
+        verdict=Decision.KEEP.value,
+        verdict_reason=f"extended by {given:g} s",
     )
     note(tx, actor, "extend", f"{given:g} s", lease=lease, user=row.user)
     return given

@@ -28,7 +28,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 
 from ..errors import LeaseConflict, Unavailable
@@ -87,6 +87,11 @@ def file_of(url: str) -> Path | None:
     return Path(parsed.database)
 
 
+def url_of(file: Path) -> str:
+    """The URL of a SQLite ledger in this file, whatever characters its path has."""
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
 class Store:
     """One database file or server.  Thread-safe; each call takes a connection of its own."""
 
@@ -107,7 +112,7 @@ class Store:
         if self.url.get_backend_name() != "sqlite":
             return create_engine(self.url)
         path = self.url.database
-        if path and not Path(path).exists():
+        if path and not os.path.exists(path):
             # Created by us first, so that it is never readable by others, not even for a moment.  Only where
             # it is not there: closing a file that SQLite has open drops the locks of this whole process.
             Path(path).parent.mkdir(parents=True, exist_ok=True)

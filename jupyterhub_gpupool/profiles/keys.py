@@ -118,7 +118,7 @@ IDLE: dict[str, Key] = {
         read_between(0, MOST_SECONDS), _SECONDS, "so long without use is idle; 0: never idle", "1800"
     ),
     "threshold": Key(
-        read_between(0, 100), "a number of percent from 0 to 100", "utilization above this is use", "5"
+        read_between(0, 100), "a number of percent from 0 to 100", "utilization from this on is use", "5"
     ),
     "warn": Key(
         read_between(0, MOST_SECONDS, above=True),

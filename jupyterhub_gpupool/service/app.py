@@ -131,7 +131,10 @@ class GPUPoolService(Application):
         if server is None:
             return
         if self.metrics_port:
-            metrics.listen(self.metrics_port, self.metrics_address)
+            try:
+                metrics.listen(self.metrics_port, self.metrics_address)
+            except OSError as problem:  # the pool works without its figures
+                self.log.error("No metrics on port %i: %s", self.metrics_port, problem.strerror)
         await feed.start()
         tasks = [asyncio.create_task(self._sweeps(sweep)), asyncio.create_task(self._with_parent(stop))]
         try:

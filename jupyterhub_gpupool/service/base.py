@@ -13,7 +13,7 @@ from jupyterhub.services.auth import HubOAuthenticated, UserNotAllowed
 from tornado import web
 from tornado.log import app_log
 
-from ..errors import GPUPoolError, Rejected, Unavailable
+from ..errors import GPUPoolError, LeaseConflict, Rejected, Unavailable
 from ..model import Lease
 from ..pool import GPUPool
 from . import shapes
@@ -216,7 +216,10 @@ class Base(HubOAuthenticated, web.RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with the sentence of our own errors, and with none of anybody else's words."""
         problem = (kwargs.get("exc_info") or (None, None, None))[1]
-        if isinstance(problem, GPUPoolError):
+        if isinstance(problem, LeaseConflict):  # its own words are for the log
+            status, reason = problem.status, problem.reason
+            message = "This session has just changed. Look at it again, and repeat what you wanted."
+        elif isinstance(problem, GPUPoolError):
             status, reason, message = problem.status, problem.reason, problem.message
         else:
             status = status_code if status_code in SENTENCES else (400 if status_code < 500 else 500)

@@ -235,7 +235,9 @@ def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shap
         "deadline_seconds": item.deadline_seconds if item.state is State.ACTIVE else None,
         "warned_at": iso(item.warned_at),
         "warned_for": item.warned_for or None,
-        "extend_seconds": min(item.terms.extend, item.extendable_seconds),
+        "extend_seconds": 0
+        if item.warned_for == "max_age"
+        else min(item.terms.extend, item.extendable_seconds),
         "extended_seconds": item.extended_seconds,
         "extendable_seconds": item.extendable_seconds,
         "verdict": verdict,

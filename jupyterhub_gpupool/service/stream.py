@@ -78,7 +78,7 @@ class Feed:
         self._watches: set[Watch] = set()
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._rendered: dict[str | bool, dict[str, str]] = {}
+        self._rendered: dict[tuple[bool, str], dict[str, str]] = {}
         self._log = logging.getLogger(__name__)
 
     async def start(self) -> None:
@@ -183,10 +183,10 @@ class Feed:
         """The stream's events with their JSON, for this person; rendered once for all who see the same."""
         if self.latest is None:
             return {}
-        key: str | bool = True if person.admin else ""
-        if not person.admin and any(person.is_called(lease.user) for lease in self.latest.leases):
-            key = person.name or ""
-        elif not person.admin:
+        key = (person.admin, "")
+        if person.admin or any(person.is_called(lease.user) for lease in self.latest.leases):
+            key = (person.admin, person.name or "")
+        else:
             person = Person(None)
         if key not in self._rendered:
             made = {

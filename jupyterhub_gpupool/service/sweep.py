@@ -93,7 +93,8 @@ class Sweep:
             self.last_problem = "another service leads"
             return False
         if self._looked_at is not None and began - self._looked_at > lead_time:
-            self._leading = False  # it hung for so long that it no longer led: an outage like any other
+            # It hung for so long that it no longer led: an outage like any other.
+            self._leading, self._looked_at = False, None
         if not self._leading:
             await self.pool.ask("restart_warnings")
             self._leading = True
@@ -158,7 +159,7 @@ class Sweep:
         for item in observed:
             self.counters.verdict(item.verdict.decision.value)
             if item.verdict.decision is Decision.RECLAIM and item.lease in taken:
-                await self._reclaim(active[item.lease], taken[item.lease], item.verdict)
+                await self._reclaim(active[item.lease], taken[item.lease], item.verdict, active)
 
     def observe(self, lease: Lease, sample: Sample, elapsed: float, now: float, wanted: bool) -> Observation:
         """Fold one sample into a lease and judge it: pure but for the mode."""
@@ -202,14 +203,16 @@ class Sweep:
 
     # --- act -------------------------------------------------------------------------------------
 
-    async def _reclaim(self, lease: Lease, version: int, verdict: Verdict) -> None:
+    async def _reclaim(
+        self, lease: Lease, version: int, verdict: Verdict, active: Mapping[str, Lease]
+    ) -> None:
         """Take a slice back: one more sample, the hub's word on the server, then STOPPING by compare-and-set."""
         try:
-            if verdict.warned_for != "max_age" and not await self._still_idle(lease):
+            if verdict.warned_for != "max_age" and not await self._still_idle(lease, active):
                 return
             server = await self.hub.server(lease.user, lease.server)
-            if server is not None and lease.active_at and (server.started or 0) > lease.active_at:
-                self._log.info("lease=%s is not stopped: its server was started anew", lease.id)
+            if server is not None and server.pending:
+                self._log.info("lease=%s is not stopped: its server is pending %s", lease.id, server.pending)
                 return
             stopping = await self.pool.move(
                 "begin_stop", lease, actor="service", reason=verdict.reason, judged=version
@@ -225,9 +228,10 @@ class Sweep:
         await self.end(stopping, known=server is not None)
         faults.point("sweep.told")
 
-    async def _still_idle(self, lease: Lease) -> bool:
+    async def _still_idle(self, lease: Lease, active: Mapping[str, Lease]) -> bool:
+        """Look once more; at all of them, because telemetry measures from look to look."""
         listed = await self.ask(self.sessions.list)
-        readings = await self._look({lease.id: lease}, listed)
+        readings = await self._look(active, listed)
         return idleness.is_busy(readings.leases.get(lease.id, Sample()), lease.terms.threshold) is False
 
     async def end(self, lease: Lease, *, known: bool) -> None:

@@ -6,6 +6,7 @@ twice, at least ``absence_interval`` apart by this process's own clock, that the
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 from ..errors import GPUPoolError, LeaseConflict, Unavailable
@@ -23,6 +24,7 @@ class Tidy:
         self._sweep = sweep
         self._pool, self._log = sweep.pool, sweep._log
         self._absent: dict[str, float] = {}  # lease → when it was first not there, by our clock
+        self._strange: set[str] = set()  # sessions without a lease that were told of
 
     # --- sessions without a lease ------------------------------------------------------------------
 
@@ -33,7 +35,12 @@ class Tidy:
             if session.lease in known:
                 continue
             lease: Lease | None = await self._pool.ask("lease", session.lease)
-            if lease is None:
+            if lease is None and snapshot.settled:
+                # The ledger was whole when this one appeared: the marker is not ours, or is forged.
+                if session.name not in self._strange:
+                    self._strange.add(session.name)
+                    self._log.error("%s of %r has no lease; it is left alone", session.name, session.user)
+            elif lease is None:
                 await self._adopt(session)
             elif lease.state is State.CLOSED:
                 self._log.warning("lease=%s is closed, %s outlived it and is ended", lease.id, session.name)
@@ -46,11 +53,8 @@ class Tidy:
         kind = Kind.CPU if not session.cells else Kind.SHARE
         try:
             owner = Owner.from_mark(session.user, session.owner)
-        except ValueError:
-            self._log.error(
-                "Session %s of %r has no readable owner; it is left alone", session.name, session.user
-            )
-            return
+        except ValueError:  # its cells are held all the same, for nobody that the hub knows
+            owner = Owner(session.user, -1, float(zlib.crc32(session.user.encode())))
         request = Request(
             owner=owner,
             server=session.server,
@@ -124,10 +128,14 @@ class Tidy:
 
     async def _go_on_stopping(self, lease: Lease) -> None:
         server = await self._sweep.hub.server(lease.user, lease.server)
+        if (
+            server is not None
+            and server.pending == "spawn"
+            and (server.started or 0) > (lease.granted_at or 0)
+        ):
+            server = None  # a new start waits for this very lease to end: a DELETE would cancel that one
         if server is not None and server.pending:
             return  # the hub is at it
-        if server is not None and lease.active_at and (server.started or 0) > lease.active_at:
-            return  # a new start of this server waits for this very lease to end
         await self._sweep.end(lease, known=server is not None)
 
     async def _gone(self, lease: Lease) -> None:
@@ -140,8 +148,10 @@ class Tidy:
         try:
             if lease.state is not State.STOPPING:
                 why = "the session ended by itself"
-                lease = await self._pool.move("begin_stop", lease, actor="service", reason=why)
-            await self._pool.move("close", lease, actor="service")
+                lease = await self._pool.move(
+                    "begin_stop", lease, actor="service", reason=why, judged=lease.version
+                )
+            await self._pool.move("close", lease, actor="service", judged=lease.version)
         except GPUPoolError as problem:
             self._log.warning("lease=%s: %s", lease.id, problem.message)
         else:

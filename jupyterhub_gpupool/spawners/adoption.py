@@ -53,8 +53,19 @@ class Adoption:
             await self._note_gone(lease)
             return 0
         if presence is Presence.PRESENT and not self._launching:
-            await self._adopt(lease, first)
+            await self._take_over(lease, first)
         return None
+
+    async def _take_over(self, lease: Lease, first: bool) -> None:
+        """Adopt the session of a lease; what cannot be written now is written at a later poll."""
+        try:
+            if first:
+                await self._until_known(lambda: self._adopt(lease, first))
+            else:
+                await self._adopt(lease, first)
+        except (LeaseConflict, Unavailable) as problem:
+            self._launching = False
+            self.log.warning("lease=%s is adopted at a later poll: %s", lease.id, problem.message)
 
     async def _known_lease(self) -> Lease | None:
         try:
@@ -70,7 +81,7 @@ class Adoption:
             try:
                 return await ask()
             except Unavailable as problem:
-                self.log.warning("%s waits for the ledger: %s", self._log_name, problem.message)
+                self.log.warning("%s waits for an answer: %s", self._log_name, problem.message)
             await asyncio.sleep(pause)
             pause = min(10.0, pause * 2)
 
@@ -90,7 +101,7 @@ class Adoption:
     async def _poll_unknown(self, first: bool) -> int | None:
         """No open lease.  A session of this server may run all the same: the ledger may have been lost."""
         if first:
-            for session in await self._backend(self._sessions.list) or ():
+            for session in await self._until_known(self._listed):
                 if (session.user, session.server) == (self.user.name, self.name):
                     self._launching = True
                     await self._attach(session)
@@ -100,13 +111,16 @@ class Adoption:
 
     async def _find(self, lease: Lease) -> Session | None:
         """The running session of a lease.  Raises Unavailable while the backend does not say."""
-        listed = await self._backend(self._sessions.list)
+        return next((session for session in await self._listed() if session.name == lease.session), None)
+
+    async def _listed(self) -> tuple[Session, ...]:
+        listed: tuple[Session, ...] | None = await self._backend(self._sessions.list)
         if listed is None:
             raise Unavailable(
                 "The backend does not say whether your last session is still there. Try again in a minute.",
                 reason="backend",
             )
-        return next((session for session in listed if session.name == lease.session), None)
+        return listed
 
     async def _adopt(self, lease: Lease, first: bool) -> None:
         """Take over a session that another process of this hub launched."""

@@ -212,7 +212,9 @@ class GPUPoolMixin(Adoption, Spawner):
                 async for _ in self.pool.follow(lease.id, GONE):
                     continue
                 continue
-            if not lease.runtime:  # granted in the same transaction, nothing was launched for it
+            if (
+                lease.state is State.STARTING and not lease.runtime
+            ):  # granted in the same transaction, nothing was launched for it
                 return lease, None
             session = await self._find(lease)
             if session is not None:
@@ -324,7 +326,7 @@ class GPUPoolMixin(Adoption, Spawner):
         try:
             if lease.state is not State.STOPPING:
                 lease = await self.pool.move("begin_stop", lease, actor=actor, reason=reason)
-        except Unavailable as problem:
+        except (Unavailable, LeaseConflict) as problem:
             self.log.warning("lease=%s is ended without the ledger: %s", lease.id, problem.message)
         faults.point("stop.intent")
         if not await self._end(lease, now):
@@ -370,7 +372,8 @@ class GPUPoolMixin(Adoption, Spawner):
         if lease is not None and lease.url:
             # An adopted session tells its address with the path, a launch without.
             address = urlsplit(lease.url)
-            return f"{address.scheme}://{address.netloc}{self.server.base_url if self.server else address.path}"
+            path = self.server.base_url if self.server else address.path
+            return f"{address.scheme}://{address.netloc}{path}"
         return str(await super().get_url())
 
     # --- progress --------------------------------------------------------------------------------

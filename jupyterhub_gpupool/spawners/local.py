@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
+import time
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +15,7 @@ from jupyterhub.utils import random_port
 from traitlets import Unicode, default
 
 from ..model import Lease, Session
-from ..sessions.local import LocalSessions
+from ..sessions.local import LocalSessions, alive, created
 from .base import GPUPoolMixin
 
 
@@ -34,6 +36,7 @@ class GPUPoolLocalSpawner(GPUPoolMixin, SimpleLocalProcessSpawner):
         path is below the hub's working directory. Example: ``"/srv/gpupool/homes"``.""",
     ).tag(config=True)
 
+    proc: Any
     end_timeout = 10.0
     """Seconds that the processes of a session have to end by themselves before they are killed."""
 
@@ -75,13 +78,26 @@ class GPUPoolLocalSpawner(GPUPoolMixin, SimpleLocalProcessSpawner):
 
     async def _end(self, lease: Lease, now: bool) -> bool:
         known = await self._backend(self._sessions.members, lease.session)
-        if self.pid:
-            await SimpleLocalProcessSpawner.stop(self, now=now)
+        since = created(self.pid) if self.pid else None
+        if not now and (self.pid, since) in known:
+            # The notebook server first, and alone: it ends its kernels in order.  Not by the stock stop(),
+            # which waits by poll(): that says "running" while anything of the session is left.
+            await self._signal(signal.SIGINT)
+            await self._backend(_wait_gone, self.pid, since, self.interrupt_timeout)
         gone = await self._backend(
             self._sessions.remove, lease.session, timeout=self.end_timeout, known=known
         )
+        if self.proc is not None:
+            self.proc.poll()  # no zombie stays
         self.pid = 0 if gone else self.pid
         return bool(gone)
+
+
+def _wait_gone(pid: int, since: float, timeout: float) -> None:
+    """Wait for the end of this very process, at most ``timeout`` seconds.  A zombie has ended."""
+    deadline = time.monotonic() + timeout
+    while alive(pid, since) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def home_name(user: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tornado import web
 
-from ..errors import GPUPoolError
+from ..errors import GPUPoolError, LeaseConflict, Unavailable
 
 try:
     from jupyterhub.spawner import SpawnException
@@ -54,6 +54,10 @@ class Notice(web.HTTPError):
 
 def refuse(problem: GPUPoolError, handler: Any) -> Refusal:
     """The exception for a refusal.  On JupyterHub 5 its count as a failed start is taken back first."""
+    if isinstance(problem, LeaseConflict):  # its own words are for the log
+        problem = Unavailable(
+            "Your request was ended while it was being served. Please start again.", reason=problem.reason
+        )
     if COUNTS_AS_FAILURE and handler is not None:
         settings = handler.settings
         settings["failure_count"] = settings.get("failure_count", 0) - 1

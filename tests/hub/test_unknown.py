@@ -201,7 +201,9 @@ def test_a_clock_that_jumps_ends_no_session_by_age_without_warning(tmp_path: Pat
 
 
 @pytest.mark.parametrize("after", [5, 12])
-def test_a_service_that_hangs_for_a_day_counts_no_idleness_and_warns_in_full(bench: Bench, after: int) -> None:
+def test_a_service_that_hangs_for_a_day_counts_no_idleness_and_warns_in_full(
+    bench: Bench, after: int
+) -> None:
     """The monotonic clock runs on while the process is stopped."""
     bench.sweeps(after)
     bench.jump(wall=DAY, monotonic=DAY)
@@ -264,7 +266,7 @@ def test_what_is_busy_at_the_last_look_is_kept(bench: Bench) -> None:
 SWEEP = 0.5
 """``GPUPoolService.sweep_interval`` of the tests' configuration."""
 SHORT = {"window": 1, "warn": 3, "min_age": 0}
-LONG = {"window": 1, "warn": 6, "min_age": 0}
+LONG = {"window": 1, "warn": 8, "min_age": 0}
 PROFILES = [
     {"slug": "short", "display_name": "Soon idle", "gpu": {"count": 1}, "idle": SHORT},
     {"slug": "long", "display_name": "Long warning", "gpu": {"count": 1}, "idle": LONG},
@@ -380,7 +382,9 @@ def test_work_inside_the_countdown_takes_the_warning_back(hub: HubUnderTest) -> 
 
 def test_a_service_that_was_away_warns_in_full_again(hub: HubUnderTest) -> None:
     lease = hub.run("ada", "long")
-    until(lambda: (now(hub, lease).deadline_seconds or LONG["warn"]) < LONG["warn"] / 2, "half of the warning")
+    until(
+        lambda: (now(hub, lease).deadline_seconds or LONG["warn"]) < LONG["warn"] / 2, "half of the warning"
+    )
     former = hub.processes("jupyterhub_gpupool service")
     assert former
     hub.kill_service()

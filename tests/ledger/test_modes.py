@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jupyterhub_gpupool.model import Decision
+from jupyterhub_gpupool.model import Decision, Session
 
 from . import world as worlds
 from .world import World
@@ -91,7 +91,9 @@ def test_an_extension_holds_and_ends(tmp_path: Path) -> None:
         assert await world.pool.ask("extend", lease.id, "ada") == 10
         await world.pass_time(1)
         (lease,) = world._reader.snapshot().leases
-        assert lease.deadline_seconds == worlds.WARN, "the extension has run out, a full warning is given again"
+        assert lease.deadline_seconds == worlds.WARN, (
+            "the extension has run out, a full warning is given again"
+        )
         await world.pass_time(2)
         assert actions(world)[-1] == "close"
 
@@ -108,5 +110,35 @@ def test_max_age_ends_a_busy_session_with_a_warning(tmp_path: Path, monkeypatch:
         events = {event.action: event.at for event in world._reader.events(count=1000) if event.user == "ada"}
         assert events["stop"] - events["warn"] >= worlds.WARN
         assert events["stop"] - events["activate"] >= 100
+
+    play(tmp_path, script)
+
+
+def test_a_session_that_was_reattached_is_reclaimed_like_any_other(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        del world.rows["ada"]  # the hub has forgotten the server, the session runs on
+        world.spawners.clear()
+        world.tasks.clear()
+        await world.pass_time(1)
+        await world.start("ada")
+        assert world.backend.launched.total() == 1, "it was connected to, not started again"
+        await world.pass_time(8)
+        assert actions(world)[-3:] == ["warn", "stop", "close"]
+        assert not world.backend.live
+
+    play(tmp_path, script)
+
+
+def test_a_marker_that_appears_later_is_left_alone(tmp_path: Path) -> None:
+    async def script(world: World) -> None:
+        forged = Session(
+            "gpupool-forged-9", "forged", "grace", "", "whole", {"GPU-0": (1, 2)}, "1" * 40 + ":0"
+        )
+        world.backend.live[forged.name] = forged
+        world.check = lambda after: None  # type: ignore[method-assign]
+        await world.pass_time(2)
+        assert [lease.user for lease in world._reader.snapshot().leases] == ["ada"]
+        assert world.sweep.last_problem == ""
+        del world.backend.live[forged.name]
 
     play(tmp_path, script)

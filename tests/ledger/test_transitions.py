@@ -142,6 +142,59 @@ def test_what_can_never_be_is_refused_without_a_row(make: Make) -> None:
     assert ledger.snapshot().leases == ()
 
 
+def test_only_who_has_to_wait_needs_room_in_the_queue(make: Make) -> None:
+    ledger = make(Policy(limits={"user:*": Limit(queued=0)}))
+    run(ledger, "ada", CPU)
+    run(ledger, "ada", WHOLE, server="two")
+    run(ledger, "grace", WHOLE)
+    before = ledger.events()
+    with pytest.raises(Unavailable, match="queue"):
+        ledger.enqueue("hub", request_of("linus", WHOLE))
+    assert ledger.events() == before
+
+
+def test_what_came_before_the_first_inventory_is_refused_after_it(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/new.sqlite")
+    ledger.register_hub("hub")
+    never = ledger.enqueue("hub", request_of("ada", Wish(kind=Kind.GPU, count=9)))
+    later = ledger.enqueue("hub", request_of("grace", WHOLE))
+    assert (never.state, later.state) == ("queued", "queued")
+    ledger.sync_inventory(DEVICES)
+    ledger.settle()
+    closed = ledger.lease(never.id)
+    assert closed is not None and closed.state == "closed" and "9" in closed.reason
+    assert ledger.lease(later.id).state == "starting"  # type: ignore[union-attr]
+
+
+def test_an_end_by_age_cannot_be_extended(ledger: Ledger) -> None:
+    lease = run(ledger, "ada", WHOLE, terms=Terms(max_age=100))
+    ledger.record([observation(lease, Decision.WARN, 30.0, warned_for="max_age")])
+    with pytest.raises(Rejected, match="cannot be extended"):
+        ledger.extend(lease.id, "ada")
+    after = ledger.lease(lease.id)
+    assert after is not None and after.extended_seconds == 0 and after.deadline_seconds == 30.0
+
+
+@pytest.mark.parametrize("mark", ["", "x:1", "99999999999999999999:0", "-5:0", "1:nan", "1:1e300", "1"])
+def test_a_forged_mark_of_an_owner_is_refused(mark: str) -> None:
+    with pytest.raises(ValueError):
+        Owner.from_mark("ada", mark)
+    assert Owner.from_mark("ada", Owner("ada", 7, 1.5).mark()) == Owner("ada", 7, 1.5)
+
+
+def test_every_move_is_told_once(make: Make) -> None:
+    told: list[tuple[str, str, str]] = []
+    ledger = make()
+    ledger._on_move = lambda lease, before: told.append((lease.user, before, lease.state))
+    first, second = run(ledger, "ada", WHOLE), run(ledger, "grace", WHOLE)
+    ledger.enqueue("hub", request_of("linus", WHOLE))
+    ledger.give_up(ledger.enqueue("hub", request_of("alan", WHOLE)).id, actor="alan", reason="x")
+    end(ledger, first)
+    moves = [e for e in ledger.events(count=1000) if e.to_state]
+    assert told == [(e.user, e.from_state, e.to_state) for e in moves]
+    assert second.state == "active"
+
+
 def test_launches_under_way_are_bounded(make: Make) -> None:
     ledger = make(Policy(launches=2))
     leases = [ledger.enqueue("hub", request_of(f"u{n}", CPU)) for n in range(4)]
@@ -416,7 +469,8 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
 
 
 READ_ONLY = """
-import os, sys
+import os, sqlite3, sys
+from sqlite3 import dbapi2  # before the account changes: that one may not read this Python's folder
 from jupyterhub_gpupool.errors import Unavailable
 from jupyterhub_gpupool.ledger import Ledger
 if os.geteuid() == 0:

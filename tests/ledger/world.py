@@ -264,7 +264,7 @@ class World:
             {"GPUPool": {"database_url": self.url, "profiles": [PROFILE], "watch_interval": 0.001}}
         )
         pool = GPUPool(config=config)
-        pool._ledger = self._watched(Ledger(self.url, pool.policy, clock=self.clock))
+        pool._ledger = self._watched(Ledger(self.url, pool.policy, clock=self.clock, on_move=pool._log))
         return pool
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from traitlets.config import Config
 
 from jupyterhub_gpupool import configure
+from jupyterhub_gpupool.ledger import Ledger
 
 GPUS = [{"model": "A100-SXM4-80GB", "memory": "80G", "compute_capability": "8.0", "count": 1}]
 PROFILE: dict[str, Any] = {"display_name": "Mine", "slug": "mine"}
@@ -113,3 +115,36 @@ def test_without_mistakes_nothing_is_said(tmp_path: Path, capsys: pytest.Capture
     assert c.JupyterHub.services[0]["name"] == "gpupool"
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")
+
+
+def test_settings_that_were_only_appended_to_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    c = Config({"SimulatedDevices": {"gpus": GPUS}})
+    c.JupyterHub.services.append({"name": "mine"})
+    c.JupyterHub.load_roles.append({"name": "user"})
+    c.JupyterHub.template_paths.append("templates")
+    c.JupyterHub.tornado_settings.update({"headers": {}})
+    c.GPUPool.profiles.append(PROFILE)
+    c.GPUPool.limits.update({"pool": {"queued": 3}})
+    configure(c, backend="local")
+    assert [service["name"] for service in c.JupyterHub.services] == ["mine", "gpupool"]
+    assert c.JupyterHub.load_roles[0]["scopes"] == ["self", "access:services!service=gpupool"]
+    assert c.JupyterHub.template_paths[0] == "templates"
+    assert set(c.JupyterHub.tornado_settings) == {"headers", "slow_spawn_timeout"}
+    handed = json.loads((tmp_path / "service.json").read_text())
+    assert handed["GPUPool"]["limits"] == {"pool": {"queued": 3}}
+    assert handed["GPUPool"]["profiles"][-1] == PROFILE
+
+
+def test_a_folder_with_odd_characters_holds_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "p%41 q?x=1#y"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    c = Config({"SimulatedDevices": {"gpus": GPUS}})
+    configure(c, backend="local")
+    Ledger(c.GPUPool.database_url).close_database()
+    assert (folder / "gpupool.sqlite").exists()
