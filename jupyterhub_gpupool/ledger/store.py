@@ -115,9 +115,9 @@ class Store:
         if path and not os.path.exists(path):
             # Created by us first, so that it is never readable by others, not even for a moment.  Only where
             # it is not there: closing a file that SQLite has open drops the locks of this whole process.
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
             with _in_words(path):
                 try:
+                    Path(path).parent.mkdir(parents=True, exist_ok=True)
                     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
                 except OSError as problem:
                     raise Unavailable(

@@ -485,7 +485,7 @@ except Unavailable as problem:
 def test_a_read_only_ledger_says_so(ledger: Ledger, tmp_path: Path) -> None:
     path = Path(str(ledger.store.url.database))
     path.chmod(0o444)
-    for folder in (path.parent, *path.parents[1:3]):
+    for folder in (path.parent, *path.parents[1:4]):
         if os.stat(folder).st_uid == os.geteuid():
             folder.chmod(0o555)
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -494,7 +494,7 @@ def test_a_read_only_ledger_says_so(ledger: Ledger, tmp_path: Path) -> None:
             [sys.executable, "-c", READ_ONLY, str(ledger.store.url)], capture_output=True, text=True, env=env
         )
     finally:
-        for folder in (path.parent, *path.parents[1:3]):
+        for folder in (path.parent, *path.parents[1:4]):
             if os.stat(folder).st_uid == os.geteuid():
                 folder.chmod(0o755)
         path.chmod(0o600)
