@@ -28,7 +28,7 @@ from .profiles import read as read_profiles
 P = ParamSpec("P")
 T = TypeVar("T")
 
-AFTER_MOVE = 0.05
+AFTER_MOVE = 0.2
 """Seconds between two looks of the hub at the queue while its own sessions start and end."""
 
 TOLD_AT_ONCE = 30

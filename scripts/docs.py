@@ -26,7 +26,7 @@ def settings() -> str:
     ]
     for section, owner in SECTIONS.items():
         parts.append(f"## `c.{section}`\n\n{inspect.getdoc(owner)}\n")
-        own = {name: trait for name, trait in owner.class_own_traits(config=True).items()}
+        own = dict(owner.class_own_traits(config=True))
         if section == "GPUPoolLocalSpawner":
             own |= {"adopt_timeout": owner.class_traits(config=True)["adopt_timeout"]}
         for name, trait in sorted(own.items()):

@@ -28,7 +28,7 @@ from ..sessions import Sessions
 from .adoption import Adoption
 from .choosing import granted_in_words, one_door, render_form
 from .refusal import Notice, refuse
-from .steps import Steps, place_in_words
+from .steps import Steps, pace_of, place_in_words
 
 GONE = frozenset({State.CLOSED})
 GRANTED = frozenset({State.STARTING})
@@ -204,7 +204,7 @@ class GPUPoolMixin(Adoption, Spawner):
                 faults.point("enqueue.done")
                 async for waiting in self.pool.follow(lease.id, GRANTED):
                     if waiting.state is State.QUEUED:
-                        self._steps.add(5, place_in_words(waiting), replaces="place")
+                        self._steps.add(5, place_in_words(waiting), replaces="place", pace=pace_of(waiting))
                 lease = await self._mine(lease)
                 return lease, None
             if lease.state is State.STOPPING:

@@ -10,9 +10,8 @@ from typing import Any
 
 from ..ledger import Waiting
 
-COALESCE = (1.0, 3.0)
-"""Seconds between two messages of one page while places change: a long queue may move quickly, and pages that
-all speak at once hold the hub."""
+PLACES_A_SECOND = 20
+"""How many places further back a page may be a second later in telling of a change."""
 
 
 class Steps:
@@ -23,9 +22,11 @@ class Steps:
         self._version = 0
         self._changed = asyncio.Event()
         self._lasting = asyncio.Event()
+        self._pace = 1.0
 
-    def add(self, progress: int, message: str, *, replaces: str = "") -> None:
-        """Tell everybody who looks.  ``progress`` is in percent."""
+    def add(self, progress: int, message: str, *, replaces: str = "", pace: float = 1.0) -> None:
+        """Tell everybody who looks.  ``progress`` is in percent, ``pace`` seconds from one place to the next."""
+        self._pace = pace
         step = {"progress": progress, "message": message}
         if replaces and self._steps and self._steps[-1][0] == replaces:
             if self._steps[-1][1] == step:
@@ -52,8 +53,14 @@ class Steps:
                 await changed.wait()
                 if self._steps[-1][0]:
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(random.uniform(*COALESCE)):
+                        # A long queue may move quickly, and pages that all speak at once hold the hub.
+                        async with asyncio.timeout(self._pace * random.uniform(0.5, 1.5)):
                             await self._lasting.wait()
+
+
+def pace_of(waiting: Waiting) -> float:
+    """Seconds from one message of a page to the next while places change: the nearer the turn, the fewer."""
+    return 1.0 + (waiting.place or 1) / PLACES_A_SECOND
 
 
 def place_in_words(waiting: Waiting) -> str:

@@ -141,7 +141,9 @@ class HubUnderTest:
 
     def sessions(self, lease: str = "") -> list[psutil.Process]:
         """Every live process that carries the mark of a lease of this pool."""
-        pool_leases = {x.id for x in self.ledger().snapshot().leases} | {x.id for x in self.ledger().closed(None)}
+        pool_leases = {x.id for x in self.ledger().snapshot().leases} | {
+            x.id for x in self.ledger().closed(None)
+        }
         found = []
         for process in psutil.process_iter():
             try:
@@ -175,7 +177,9 @@ class HubUnderTest:
         psutil.wait_procs(left, timeout=10)
 
     def tail(self, lines: int = 80) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+        return (
+            "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+        )
 
     # --- ledger --------------------------------------------------------------------------------
 
@@ -262,7 +266,11 @@ class HubUnderTest:
         """A logged-in browser without a screen: cookies, and the hub's ``_xsrf``."""
         session = requests.Session()
         session.get(f"{self.url}/hub/login", timeout=20)
-        form = {"username": user, "password": self.password, "_xsrf": session.cookies.get("_xsrf", path="/hub/")}
+        form = {
+            "username": user,
+            "password": self.password,
+            "_xsrf": session.cookies.get("_xsrf", path="/hub/"),
+        }
         answer = session.post(f"{self.url}/hub/login", data=form, timeout=20, allow_redirects=False)
         assert answer.status_code == 302, answer.text[:500]
         return session

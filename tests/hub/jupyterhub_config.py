@@ -57,7 +57,14 @@ c.JupyterHub.allow_named_servers = True
 c.JupyterHub.load_roles = [
     {
         "name": "tester",
-        "scopes": ["admin:users", "admin:servers", "tokens", "access:services", "access:servers", "list:users"],
+        "scopes": [
+            "admin:users",
+            "admin:servers",
+            "tokens",
+            "access:services",
+            "access:servers",
+            "list:users",
+        ],
         "services": ["tester"],
     }
 ]

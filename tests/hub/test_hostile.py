@@ -203,6 +203,7 @@ def test_a_transition_is_one_line_of_the_log_with_nothing_to_run(
     for lease in crowd.values():
         mine = [line for line in lines if f" lease={lease.id} " in line]
         assert [re.findall(r"\w+→\w+(?= reason=)", line) for line in mine] == [
+            ["none→queued"],
             ["queued→starting"],
             ["starting→active"],
         ]
