@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import statistics
 import subprocess
@@ -52,6 +53,8 @@ class Client:
     def __init__(self, hub: Hub, watch: str) -> None:
         self.hub, self.watch = hub, watch
         self.burst = Burst()
+        # A page that is closed while its stream is open is an error to the client, and none to us.
+        logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
         self._http = AsyncHTTPClient(force_instance=True, max_clients=2000)
 
     async def ask(self, method: str, path: str, **kwargs: object) -> HTTPResponse:

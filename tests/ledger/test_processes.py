@@ -63,7 +63,7 @@ def test_random_grants_with_kills(make: Make) -> None:
         for kill in range(KILLS):
             seen, deadline = count(ledger), time.monotonic() + 30
             time.sleep(0.05)  # the rate of kills
-            while count(ledger) == seen:
+            while count(ledger) < seen + 8:  # a whole life is five events
                 assert time.monotonic() < deadline, "the workers make no progress"
             victim = dice.randrange(WORKERS)
             assert workers[victim].is_alive(), "a worker has died by itself"
