@@ -414,6 +414,8 @@ class World:
         return None if row is None else Server(row.ready, "" if row.ready else "spawn", row.started)
 
     async def stop(self, user: str, name: str) -> None:
+        if self.backend.mute and user not in self.wants_end:
+            raise Broken(f"{user}'s session is stopped while nobody can see whether it works")
         try:
             await self.stop_server(user)
         except Crash as crash:
