@@ -7,7 +7,7 @@ clock; ``None`` always means *unknown*, never zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from fractions import Fraction
@@ -72,6 +72,8 @@ class Health(StrEnum):
     OK = "ok"
     SICK = "sick"
     LOST = "lost"
+    SUSPECT = "suspect"
+    """For a while: the launch check of an image that passes elsewhere has failed on it."""
 
 
 class Presence(StrEnum):
@@ -125,6 +127,10 @@ class Device:
     drained: bool = False
     simulated: bool = False
     instances: tuple[Instance, ...] = ()
+    driver: str = ""
+    """Version of the driver; empty: unknown."""
+    foreign: str = ""
+    """A sentence about containers on it that are not the pool's.  It bars no grant."""
 
     @property
     def usable(self) -> bool:
@@ -300,6 +306,10 @@ class Lease:
     reason: str = ""
     """Why it waits, is stopping or was closed."""
     stopped_by: str = ""
+    image: str = ""
+    """What the session was launched from; empty: nothing of that kind."""
+    checked: Mapping[str, Any] = field(default_factory=dict)
+    """The launch check: ``passed``, ``remembered``, ``at``, ``report``; empty: none is recorded."""
 
     @property
     def extendable_seconds(self) -> float:
@@ -353,46 +363,32 @@ class Session:
     """The hub's id of the person and when it was given out, as :meth:`Owner.mark` writes them."""
     runtime: Mapping[str, Any] = field(default_factory=dict)
     url: str = ""
-    processes: tuple[Process, ...] = ()
+    processes: tuple[Process, ...] | None = ()
+    """None: unknown."""
+    running: bool = True
+    """False: what is left of it, a container that does not run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A cap of a user, a group or the pool; ``None`` means no cap, 0 means nothing at all."""
+    """A cap or a right of a user, a group or the pool; ``None`` means no cap, 0 means nothing at all."""
 
     sessions: int | None = None
     gpus: float | None = None
     queued: int | None = None
+    gpu_hours: float | None = None
+    window: float = 604800.0  # seconds: of the sliding window that gpu_hours counts in
+    max_age: float | None = None
+    profiles: tuple[str, ...] | None = None
+    priority: int | None = None
+    strict: bool = False
+    guaranteed_gpus: float | None = None
+    reservations: tuple[tuple[float, float, float], ...] = ()  # (GPU-equivalents, start, end)
 
 
 def plain(value: Any) -> dict[str, Any]:
     """A dataclass of this module as a JSON-ready dictionary (enums are strings already)."""
     return asdict(value)
-
-
-def runs(cells: Iterable[int]) -> list[tuple[int, int]]:
-    """Cell numbers as runs of neighbours: (first, last) of each."""
-    found: list[tuple[int, int]] = []
-    for cell in sorted(cells):
-        if found and cell == found[-1][1] + 1:
-            found[-1] = (found[-1][0], cell)
-        else:
-            found.append((cell, cell))
-    return found
-
-
-def ranges(cells: Iterable[int]) -> str:
-    """Cell numbers as text: ``0-29,40``."""
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs(cells))
-
-
-def cell_numbers(text: str) -> tuple[int, ...]:
-    """The inverse of :func:`ranges`.  Raises ValueError for a text that is no list of cells."""
-    found: list[int] = []
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        found.extend(range(int(first), int(last or first) + 1))
-    return tuple(found)
 
 
 def session_name(pool: str, lease: str, epoch: int) -> str:

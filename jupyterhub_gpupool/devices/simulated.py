@@ -208,6 +208,7 @@ class SimulatedDevices(LoggingConfigurable):
             mode=kind.mode,
             cells=kind.memory_slices if instances else CELLS_PER_GPU,
             simulated=True,
+            driver="simulated",
             instances=instances,
         )
 

@@ -11,20 +11,33 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, insert, or_, select, update
+from sqlalchemy import bindparam, or_, select, update
 
 from .. import fairness, placement
 from ..model import NEW, Device, Lease, Request, Sample, Session, State
-from . import observations, rows, transitions, views
+from . import checks, observations, rows, transitions, views
 from . import schema as t
+from .checks import Check
 from .grants import Grants, Policy, queue_usage
 from .observations import Observation
 from .store import Store, Transaction, file_of, url_of
+from .text import last_lines
 from .transitions import expect, move, note, row_of, set_columns
 from .verify import problems
 from .views import Event, Reading, Snapshot, Waiting
 
-__all__ = ["Event", "Ledger", "Observation", "Policy", "Reading", "Snapshot", "Waiting", "file_of", "url_of"]
+__all__ = [
+    "Check",
+    "Event",
+    "Ledger",
+    "Observation",
+    "Policy",
+    "Reading",
+    "Snapshot",
+    "Waiting",
+    "file_of",
+    "url_of",
+]
 
 _beat = update(t.hubs).where(t.hubs.c.name == bindparam("hub"))
 
@@ -64,24 +77,9 @@ class Ledger:
     # --- the hub's side: a spawn ---------------------------------------------------------------
 
     def register_hub(self, hub: str) -> int:
-        """Begin a new epoch of a hub.  Whatever its former process waited for or launched is left alone."""
+        """See :func:`transitions.register_hub`."""
         with self.store.write() as tx:
-            row = tx.run(select(t.hubs).where(t.hubs.c.name == hub)).one_or_none()
-            epoch = row.epoch + 1 if row else 1
-            if row:
-                tx.run(update(t.hubs).where(t.hubs.c.name == hub).values(epoch=epoch, beat_at=tx.now))
-                tx.run(
-                    update(t.leases)
-                    .where(
-                        t.leases.c.hub == hub,
-                        t.leases.c.left_at.is_(None),
-                        t.leases.c.state.in_([State.QUEUED.value, State.STARTING.value]),
-                    )
-                    .values(left_at=tx.now)
-                )
-            else:
-                tx.run(insert(t.hubs).values(name=hub, epoch=epoch, beat_at=tx.now))
-            return epoch
+            return transitions.register_hub(tx, hub)
 
     def beat(self, hub: str) -> None:
         """Say that the hub's process lives; a hub that was away for long is served again from here on."""
@@ -138,21 +136,43 @@ class Ledger:
             return None
         return queue_usage(tx, owner, request.owner.name, request.groups)
 
-    def checkpoint(self, lease: str, runtime: Mapping[str, Any], url: str = "") -> None:
-        """Write what the backend needs to find the session again, before and after the launch."""
+    def checkpoint(
+        self, lease: str, runtime: Mapping[str, Any], url: str = "", image: str | None = None
+    ) -> None:
+        """Write what the backend needs to find the session again, before and after the launch.
+
+        An empty ``url`` and an ``image`` of None leave what was written before.
+        """
         with self.store.write() as tx:
             row = row_of(tx, lease)
             expect(row, State.STARTING, State.ACTIVE)
-            set_columns(tx, lease, runtime=rows.dump(dict(runtime)), url=url or row.url, left_at=None)
+            set_columns(
+                tx, lease, runtime=rows.dump(dict(runtime)), url=url or row.url,
+                image=row.image if image is None else image, left_at=None,
+            )  # fmt: skip
 
-    def activate(self, lease: str, *, actor: str, reason: str = "", **columns: Any) -> Lease:
-        """STARTING → ACTIVE: the session runs and is what the lease says.  A launch less is under way."""
+    def activate(
+        self,
+        lease: str,
+        *,
+        actor: str,
+        reason: str = "",
+        runtime: Mapping[str, Any] | None = None,
+        url: str = "",
+        **columns: Any,
+    ) -> Lease:
+        """STARTING → ACTIVE: the session runs and is what the lease says.  A launch less is under way.
+
+        ``runtime`` and ``url`` are as for :meth:`checkpoint`; None leaves the runtime as it was.
+        """
         with self.store.write() as tx:
             row = row_of(tx, lease)
             expect(row, State.STARTING)
+            if runtime is not None:
+                columns["runtime"] = rows.dump(dict(runtime))
             move(
                 tx, row, State.ACTIVE, actor=actor, action="activate", reason=reason,
-                active_at=tx.now, left_at=None, absent_since=None, **columns,
+                active_at=tx.now, left_at=None, absent_since=None, url=url or row.url, **columns,
             )  # fmt: skip
             self._serve(tx)
             return self._told(tx, lease, row.state)
@@ -195,6 +215,26 @@ class Ledger:
             self._serve(tx)
             return True
 
+    def record_check(
+        self,
+        lease: str,
+        image: str,
+        report: Mapping[str, Any],
+        passed: bool | None,
+        remembered: bool = False,
+    ) -> bool:
+        """See :func:`checks.record`.  True: the devices of the lease became suspect."""
+        seconds = self.policy.suspect_for
+        with self.store.write() as tx:
+            return checks.record(tx, lease, image, report, passed, remembered=remembered, suspect_for=seconds)
+
+    def keep_log(self, lease: str, text: str) -> None:
+        """Keep the end of what a session wrote, see :func:`text.last_lines`; nothing at all changes nothing."""
+        kept = last_lines(text)
+        if kept:
+            with self.store.write() as tx:
+                checks.keep_log(tx, lease, kept)
+
     # --- the service's side: a sweep -----------------------------------------------------------
 
     def lead(self, holder: str, seconds: float) -> bool:
@@ -210,7 +250,7 @@ class Ledger:
     def sync_inventory(self, found: Sequence[Device]) -> bool:
         """See :func:`observations.sync_inventory`."""
         with self.store.write() as tx:
-            return observations.sync_inventory(tx, found)
+            return observations.sync_inventory(tx, found, self.policy.suspect_for)
 
     def record(
         self, observed: Iterable[Observation], readings: Mapping[str, Sample] | None = None
@@ -225,6 +265,11 @@ class Ledger:
         with self.store.write() as tx:
             tx.run(update(t.pool).values(swept_at=tx.now, sweep_seconds=seconds, mode=mode))
             self._serve(tx)
+
+    def note_foreign(self, found: Mapping[str, str]) -> None:
+        """See :func:`checks.note_foreign`: device → a sentence, for all devices that have one."""
+        with self.store.write() as tx:
+            checks.note_foreign(tx, found)
 
     def restart_warnings(self) -> None:
         """See :func:`observations.restart_warnings`."""
@@ -291,6 +336,21 @@ class Ledger:
         """The pool at this moment: devices, readings, open leases."""
         with self.store.read() as (conn, now):
             return views.snapshot(conn, now)
+
+    def devices(self, ids: Collection[str]) -> tuple[Device, ...]:
+        """See :func:`checks.devices`."""
+        with self.store.read() as (conn, _):
+            return checks.devices(conn, ids)
+
+    def check_of(self, image: str, devices: Collection[str]) -> dict[str, Check]:
+        """See :func:`checks.of`: by device; those without one are missing."""
+        with self.store.read() as (conn, _):
+            return checks.of(conn, image, devices)
+
+    def log_of(self, lease: str) -> str:
+        """See :func:`checks.log_of`."""
+        with self.store.read() as (conn, _):
+            return checks.log_of(conn, lease)
 
     def lease(self, key: str) -> Lease | None:
         """A lease by its id."""

@@ -36,6 +36,8 @@ class Policy:
     """Seconds after which a hub that has not said anything is taken as away."""
     queue_keep: float = 600.0
     """Seconds for which a request keeps its place while its hub is away."""
+    suspect_for: float = 600.0
+    """Seconds for which nothing is granted on a device that a launch check makes suspect; 0: none is."""
 
 
 class Grants:

@@ -11,6 +11,7 @@ from ..errors import Rejected
 from ..model import Decision, Device, Health, Sample, State, Verdict
 from . import rows
 from . import schema as t
+from .checks import end_suspicions
 from .store import Transaction
 from .transitions import expect, note, row_of, set_columns
 
@@ -178,13 +179,14 @@ def absent(tx: Transaction, lease: str, gone: bool) -> None:
         set_columns(tx, lease, absent_since=tx.now if gone else None)
 
 
-def sync_inventory(tx: Transaction, found: Sequence[Device]) -> bool:
+def sync_inventory(tx: Transaction, found: Sequence[Device], suspect_for: float) -> bool:
     """Take over what the inventory sees; devices that it no longer sees are lost, never deleted.
 
-    Returns whether anything changed.  A device that is drained stays drained.
+    Returns whether anything changed.  A device that is drained stays drained, one that is suspect stays so for
+    its time.
     """
     known = {row.id: row for row in tx.run(select(t.devices)).all()}
-    changed = False
+    changed = end_suspicions(tx, suspect_for)
     for item in found:
         values = rows.device_values(item)
         row = known.pop(item.id, None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
+from ..cells import cell_numbers
 from ..model import (
     Decision,
     Device,
@@ -23,7 +24,6 @@ from ..model import (
     Terms,
     When,
     Wish,
-    cell_numbers,
     plain,
 )
 from . import schema as t
@@ -40,7 +40,10 @@ def load(text: str) -> Any:
 
 
 def device(row: Any) -> Device:
-    """A row of ``devices``."""
+    """A row of ``devices``.  What the inventory sees comes before a suspicion."""
+    health, reason = Health(row.health), row.health_reason
+    if health is Health.OK and row.suspect_until is not None:
+        health, reason = Health.SUSPECT, row.suspect_reason
     return Device(
         id=row.id,
         node=row.node,
@@ -50,11 +53,13 @@ def device(row: Any) -> Device:
         compute_capability=row.compute_capability,
         mode=Mode(row.mode),
         cells=row.cells,
-        health=Health(row.health),
-        health_reason=row.health_reason,
+        health=health,
+        health_reason=reason,
         drained=bool(row.drained),
         simulated=bool(row.simulated),
         instances=tuple(Instance(**i) for i in json.loads(row.instances)),
+        driver=row.driver,
+        foreign=row.foreign,
     )
 
 
@@ -72,6 +77,7 @@ def device_values(found: Device) -> dict[str, Any]:
         "health": found.health.value,
         "health_reason": found.health_reason,
         "simulated": int(found.simulated),
+        "driver": found.driver,
         "instances": dump([plain(i) for i in found.instances]),
     }
 
@@ -164,6 +170,8 @@ def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
         left_at=row.left_at,
         reason=row.reason,
         stopped_by=row.stopped_by,
+        image=row.image,
+        checked=json.loads(row.checked),
     )
 
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -93,6 +93,10 @@ devices = Table(
     Column("utilization", Float),
     Column("memory_used_mib", Integer),
     Column("sampled_at", Float),
+    Column("driver", Text, nullable=False, server_default=""),
+    Column("suspect_until", Float),  # NULL: it is not; beside the health, which the inventory writes
+    Column("suspect_reason", Text, nullable=False, server_default=""),
+    Column("foreign", Text, nullable=False, server_default=""),
     CheckConstraint("used >= 0 AND used <= cells"),
 )
 
@@ -144,6 +148,8 @@ leases = Table(
     Column("doubt_since", Float),
     Column("reason", Text, nullable=False),
     Column("stopped_by", String(255), nullable=False),
+    Column("image", Text, nullable=False, server_default=""),
+    Column("checked", Text, nullable=False, server_default="{}"),
     UniqueConstraint("owner", "server", "open_key"),
     UniqueConstraint("id", "held"),
     CheckConstraint("(open_key IS NULL) = (state = 'closed')"),
@@ -221,3 +227,24 @@ claims = Table(
     ForeignKeyConstraint(["lease", "ordinal", "device"], ["slices.lease", "slices.ordinal", "slices.device"]),
     Index("claims_lease", "lease"),
 )
+
+checks = Table(
+    "checks",
+    metadata,
+    Column("image", Text, primary_key=True),
+    Column("device", String(64), ForeignKey("devices.id"), primary_key=True),
+    Column("driver", Text, primary_key=True),
+    Column("passed", Integer, CheckConstraint("passed IN (0, 1)"), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("report", Text, nullable=False),
+)
+"""The last launch check of each image on each device with each driver."""
+
+logs = Table(
+    "logs",
+    metadata,
+    Column("lease", String(32), ForeignKey("leases.id"), primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
+"""The end of what a session wrote.  Not in ``leases``: every sweep reads all open rows of that."""

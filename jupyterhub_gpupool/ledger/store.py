@@ -34,13 +34,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from ..errors import LeaseConflict, Unavailable
 from ..model import CELLS_PER_GPU, LEGAL
 from . import schema as t
+from .migrations import MIGRATIONS, Migration
 
 BUSY_TIMEOUT = 20.0
 """Seconds that a transaction waits for the write lock before the ledger counts as locked."""
-
-Migration = Callable[[Connection], None]
-MIGRATIONS: tuple[Migration, ...] = ()
-"""The n-th takes a database from schema version n + 1 to n + 2."""
 
 _take_lock = (
     update(t.pool)

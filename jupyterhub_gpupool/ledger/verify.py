@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from sqlalchemy import Connection, func, select
 
 from ..model import HOLDING, State
-from . import rows
+from . import checks, rows
 from . import schema as t
 
 
@@ -39,6 +39,7 @@ def problems(conn: Connection) -> list[str]:
                 f"{device.id} says {device.used} cells are used, {counted.get(device.id, 0)} are claimed"
             )
     found += _history(conn, {row.id: row for row in leases})
+    found += checks.problems(conn)
     return found
 
 

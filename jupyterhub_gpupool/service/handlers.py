@@ -13,8 +13,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from ..errors import Rejected
-from ..ledger import Snapshot
-from ..model import Lease, State
+from ..model import State
 from ..pool import available
 from . import pages, shapes
 from .base import (
@@ -101,10 +100,7 @@ class Leases(API):
             self.answer(shapes.leases(await self.feed.fresh(), person))
             return
         before = seconds_since_1970("before", query["before"]) if "before" in query else None
-        found: list[Lease] = []
-        if person.admin or person.name is not None:
-            found = await self.pool.ask("closed", None if person.admin else person.name, before, PAGE)
-        self.answer(shapes.closed(found, PAGE))
+        self.answer(shapes.closed(await pages.closed_leases(self, before, PAGE), PAGE))
 
 
 class OneLease(API):
@@ -116,7 +112,8 @@ class OneLease(API):
     async def get(self, key: str) -> None:
         lease = await self.lease_of_person(key)
         self.query()
-        self.answer(_shape(lease, await self.feed.fresh()))
+        log = await self.pool.ask("log_of", lease.id)
+        self.answer({**shapes.one(lease, await self.feed.fresh()), "log": log or None})
 
     @signed_in
     async def delete(self, key: str) -> None:
@@ -126,7 +123,7 @@ class OneLease(API):
         await self.release(lease)
         left = await self.lease_of_person(key)
         # 202: the session is being stopped, its slice is held until that is proved.
-        self.answer(_shape(left, await self.feed.fresh()), 200 if left.state is State.CLOSED else 202)
+        self.answer(shapes.one(left, await self.feed.fresh()), 200 if left.state is State.CLOSED else 202)
 
     @signed_in
     async def _other(self, key: str) -> None:
@@ -147,7 +144,7 @@ class Extend(API):
         self.query()
         read_json(self.body())
         await self.extend(lease)
-        self.answer(_shape(await self.lease_of_person(key), await self.feed.fresh()))
+        self.answer(shapes.one(await self.lease_of_person(key), await self.feed.fresh()))
 
     @signed_in
     async def _other(self, key: str) -> None:
@@ -155,11 +152,6 @@ class Extend(API):
         raise web.HTTPError(405)
 
     get = head = put = patch = delete = options = _other
-
-
-def _shape(lease: Lease, snapshot: Snapshot) -> shapes.Shape:
-    devices = {device.id: device for device in snapshot.devices}
-    return shapes.lease(lease, devices, snapshot.places.get(lease.id))
 
 
 class Events(API):
@@ -262,6 +254,8 @@ def routes(prefix: str) -> list[tuple[Any, ...]]:
     return [
         (base, pages.Status),
         (f"{base}events", pages.AuditTrail),
+        (f"{base}leases", pages.Ended),
+        (f"{base}leases/{LEASE}", pages.OneSession),
         (f"{base}leases/{LEASE}/extend", pages.ExtendForm),
         (f"{base}leases/{LEASE}/release", pages.ReleaseForm),
         (f"{base}oauth_callback", HubOAuthCallbackHandler),

@@ -100,7 +100,7 @@ def _families() -> dict[str, GaugeMetricFamily]:
         "queue": GaugeMetricFamily("gpupool_queue_length", "Requests that wait"),
         "health": GaugeMetricFamily(
             "gpupool_device_health",
-            "1 for a device that is well, 0 for one that is sick or lost",
+            "1 for a device that is well, 0 for one that is sick, suspect or lost",
             labels=_DEVICE,
         ),
         "utilization": GaugeMetricFamily(

@@ -14,15 +14,21 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tornado import web
 
+from ..cells import cell_numbers
 from ..errors import Rejected
-from ..model import cell_numbers
+from ..ledger.text import short_image
+from ..model import Lease
 from . import shapes
-from .base import Base, signed_in, whole_number
+from .base import Base, seconds_since_1970, signed_in, whole_number
+from .words import device_in_words
 
 TEMPLATES = Path(__file__).parent.parent / "templates" / "service"
 
 EVENTS = 100
 """Events on one page of the audit trail."""
+
+ENDED = 50
+"""Ended sessions on one page."""
 
 MODES = {
     "observe": "the use is watched; nobody is warned and nothing is stopped",
@@ -82,7 +88,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"duration": duration, "percent": percent, "memory": memory, "clock": clock, "bars": bars}
-    made.filters["condition"] = shapes.usable_in_words
+    made.filters |= {"condition": device_in_words, "short": short_image}
     return made
 
 
@@ -132,6 +138,10 @@ class Page(Base):
         token = self.xsrf_token if self.person else ""
         return token.decode() if isinstance(token, bytes) else token
 
+    def titles(self) -> Mapping[str, str]:
+        """What the profiles are called."""
+        return {slug: str(profile.display_name) for slug, profile in self.pool.offer.items()}
+
     def answer_error(self, status: int, reason: str, message: str) -> None:
         self.show("error.html", status=status, reason=reason, message=message)
         self.finish()
@@ -157,12 +167,43 @@ class Status(Page):
             gpus=pool["gpus"],
             service=pool["service"],
             modes=MODES,
-            titles=self._titles(),
+            titles=self.titles(),
             queue=shapes.queue(snapshot, person)["queue"],
         )
 
-    def _titles(self) -> Mapping[str, str]:
-        return {slug: str(profile.display_name) for slug, profile in self.pool.offer.items()}
+
+async def closed_leases(handler: Base, before: float | None, count: int) -> list[Lease]:
+    """The person's own closed leases, newest first; everybody's for an admin."""
+    person = handler.known()
+    if not person.admin and person.name is None:
+        return []
+    found: list[Lease] = await handler.pool.ask(
+        "closed", None if person.admin else person.name, before, count
+    )
+    return found
+
+
+class Ended(Page):
+    """One's own ended sessions by pages, everybody's for an admin."""
+
+    @signed_in
+    async def get(self) -> None:
+        query = self.query("before")
+        before = seconds_since_1970("before", query["before"]) if "before" in query else None
+        shape = shapes.closed(await closed_leases(self, before, ENDED), ENDED)
+        self.show("ended.html", titles=self.titles(), **shape)
+
+
+class OneSession(Page):
+    """A session with its launch check, and with the end of its log once it has ended."""
+
+    @signed_in
+    async def get(self, key: str) -> None:
+        lease = await self.lease_of_person(key)
+        self.query()
+        shape = shapes.one(lease, await self.feed.fresh())
+        log = await self.pool.ask("log_of", lease.id)
+        self.show("session.html", lease=shape, log=log, title=self.titles().get(lease.profile, lease.profile))
 
 
 class AuditTrail(Page):

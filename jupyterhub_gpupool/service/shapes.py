@@ -12,13 +12,18 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from .. import runtime
+from ..cells import ranges
 from ..ledger import Event, Snapshot
-from ..model import Device, Health, Instance, Kind, Lease, Slice, State, ranges
+from ..model import Device, Instance, Kind, Lease, Slice, State
+from .words import check_in_words, slice_in_words
 
 Shape = dict[str, Any]
 
 SWEEP_SLACK = 1.0
 """Seconds by which a reading may be older than the sweep that it belongs to."""
+
+FOREIGN = "Containers that are not the pool's use this GPU."
+"""What everybody may know of them; their names are for admins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +101,8 @@ def pool(snapshot: Snapshot, person: Person) -> Shape:
 def _gpus(snapshot: Snapshot, held: Mapping[str, list[tuple[Slice, Lease]]]) -> Shape:
     """GPU-equivalents: ``total`` = ``leased`` + ``free`` + ``unusable``.
 
-    Unusable is what nobody can be given: of devices that are sick, lost or drained, and cells of a MIG GPU
-    that no instance covers.
+    Unusable is what nobody can be given: of devices that are sick, suspect, lost or drained, and cells of a
+    MIG GPU that no instance covers.
     """
     leased = free = 0.0
     for device in snapshot.devices:
@@ -122,8 +127,10 @@ def _device(device: Device, held: list[tuple[Slice, Lease]], snapshot: Snapshot,
         "model": device.model,
         "memory_mib": device.memory_mib,
         "compute_capability": device.compute_capability or None,
+        "driver": device.driver or None,
         "health": device.health.value,
         "health_reason": device.health_reason or None,
+        "foreign": (device.foreign if person.admin else FOREIGN) if device.foreign else None,
         "mode": device.mode.value,
         "utilization": reading.utilization if reading and known else None,
         "memory_used_mib": reading.memory_used_mib if reading and known else None,
@@ -206,6 +213,11 @@ def closed(found: Iterable[Lease], count: int) -> Shape:
     }
 
 
+def one(item: Lease, snapshot: Snapshot) -> Shape:
+    """``api/leases/{id}``."""
+    return lease(item, {device.id: device for device in snapshot.devices}, snapshot.places.get(item.id))
+
+
 def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shape:
     """A lease, for its owner or an admin."""
     holds = [part.device for part in item.slices]
@@ -219,7 +231,7 @@ def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shap
         "profile": item.profile,
         "state": item.state.value,
         "kind": item.wish.kind.value,
-        "slice": in_words(item, devices),
+        "slice": slice_in_words(item, devices),
         "devices": holds,
         "gpus": round(item.gpus, 4),
         "memory_mib": sum(part.memory_mib for part in item.slices) if item.slices else None,
@@ -246,36 +258,20 @@ def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shap
         "sampled_at": iso(item.sampled_at),
         "doubt": item.doubt or None,
         "reason": item.reason or None,
+        "image": item.image or None,
+        "checked": {**item.checked, "at": iso(item.checked["at"])} if item.checked else None,
+        "check_words": _check_words(item),
     }
+
+
+def _check_words(item: Lease) -> Shape | None:
+    """The launch check for a page: ``outcome``, then ``at`` where there is a time, then ``facts``."""
+    words = check_in_words(item)
+    return words and {"outcome": words[0], "at": iso(words[1]), "facts": words[2]}
 
 
 def _simulated(device: Device | None) -> bool:
     return device is not None and device.simulated
-
-
-def in_words(item: Lease, devices: Mapping[str, Device]) -> str:
-    """The slice of a lease for a person: what it holds, or what it waits for."""
-    if not item.slices:
-        return item.wish.describe()
-    several = len({device.node for device in devices.values()}) > 1
-    return "; ".join(_part_in_words(part, devices.get(part.device), several) for part in item.slices)
-
-
-def _part_in_words(part: Slice, device: Device | None, several: bool) -> str:
-    where = part.device
-    if device is not None:
-        where = f"GPU {device.index} ({device.model})" + (f" on {device.node}" if several else "")
-    match part.kind:
-        case Kind.MIG:
-            profile = ""
-            if device is not None:
-                profile = next((f"{i.profile} " for i in device.instances if i.id == part.instance), "")
-            return f"MIG instance {profile}of {where}"
-        case Kind.SHARE:
-            compute = f", {part.compute} % of the compute" if part.compute else ""
-            return f"share of {where}: {len(part.cells)} of {part.of} cells{compute}"
-        case _:
-            return f"all of {where}"
 
 
 def seconds_left(item: Lease, now: float) -> float | None:
@@ -347,11 +343,3 @@ def events(found: Iterable[Event], after: int) -> Shape:
         ],
         "next": listed[-1].seq if listed else after,
     }
-
-
-def usable_in_words(shape: Mapping[str, Any]) -> str:
-    """The condition of a device of ``api/pool`` in one phrase."""
-    words = str(shape["health"])
-    if shape["health"] != Health.OK.value and shape["health_reason"]:
-        words += f": {shape['health_reason']}"
-    return f"{words}, drained" if shape["drained"] else words

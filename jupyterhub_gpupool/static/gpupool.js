@@ -26,6 +26,9 @@ function memory(mib) {
   return mib < 1024 ? `${Math.round(mib)} MiB` : `${(mib / 1024).toFixed(1)} GiB`;
 }
 
+// What people compare of an image's digest; the whole of it is in the element's title.
+const digest = (image) => (image || "").replace(/(sha256:[0-9a-f]{12})[0-9a-f]+/g, "$1…");
+
 const gpus = (value) => String(Math.round(value * 1000) / 1000);
 
 function words(id) {
@@ -117,8 +120,22 @@ function fillLease(card, lease) {
   show(card, "memory", active && lease.memory_mib !== null);
   show(card, "open", ["queued", "starting", "active"].includes(state));
   show(card, "doubt", Boolean(lease.doubt));
+  fillCheck(card, lease);
   fillButtons(card, lease);
   fillWarning(card, lease);
+}
+
+function fillCheck(card, lease) {
+  const check = lease.check_words;
+  show(card, "image", Boolean(lease.image));
+  field(card, "image").title = lease.image || "";
+  setText(card, "image", digest(lease.image));
+  show(card, "check", Boolean(check));
+  if (!check) return;
+  setText(card, "check-outcome", check.outcome);
+  setText(card, "check-facts", check.facts);
+  field(card, "check-at").hidden = !check.at;
+  if (check.at) showTime(field(card, "check-at"), check.at);
 }
 
 function fillButtons(card, lease) {
@@ -128,6 +145,7 @@ function fillButtons(card, lease) {
     link.href = `${page.hub}spawn/${encodeURIComponent(lease.user)}/${encodeURIComponent(lease.server)}`;
     link.textContent = lease.state === "active" ? "Open" : "Show the start";
   }
+  card.querySelector('[data-link="details"]').href = `${page.prefix}leases/${lease.id}`;
   for (const form of card.querySelectorAll("form")) {
     const wanted = `${page.prefix}leases/${lease.id}/${form.dataset.act}`;
     if (form.getAttribute("action") !== wanted) form.setAttribute("action", wanted);
@@ -235,6 +253,10 @@ function fillDevice(card, device) {
   setText(card, "health", condition(device));
   setText(card, "node", device.node);
   setText(card, "mode", device.mode);
+  setText(card, "driver", device.driver);
+  show(card, "driver", Boolean(device.driver));
+  setText(card, "foreign", device.foreign);
+  show(card, "foreign", Boolean(device.foreign));
   setText(card, "held", `${device.cells_held} of ${device.cells}`);
   setText(card, "utilization", percent(device.utilization));
   meter(card, "utilization-meter", device.utilization);

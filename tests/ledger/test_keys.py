@@ -50,6 +50,11 @@ def raw(ledger: Ledger, *statements: str) -> None:
         # A second successor of the same event.
         "INSERT INTO events (at, actor, action, lease, step, prev_step, from_state, to_state, reason) "
         "VALUES (0, 'x', 'x', '{active}', 3, 2, 'starting', 'stopping', '')",
+        "INSERT INTO checks VALUES ('i', 'GPU-0', '', 2, 0, '')",
+        "INSERT INTO checks VALUES ('i', 'GPU-none', '', 1, 0, '')",
+        "INSERT INTO checks VALUES ('i', 'GPU-0', '', 1, 0, ''), ('i', 'GPU-0', '', 0, 1, '')",
+        "INSERT INTO logs VALUES ('nobody''s', '', 0)",
+        "INSERT INTO logs VALUES ('{active}', 'a', 0), ('{active}', 'b', 0)",
         "INSERT INTO pool SELECT 2, version, schema_version, inventory, epoch, 0, '', 0, 0, 0, '' FROM pool",
     ],
 )
@@ -103,6 +108,9 @@ def test_every_writing_transaction_begins_with_the_lock(ledger: Ledger) -> None:
     ledger.extend(lease.id, "ada")
     ledger.doubt(lease.id, "why")
     ledger.absent(lease.id, True)
+    ledger.record_check(lease.id, "image", {}, passed=False)
+    ledger.keep_log(lease.id, "the end")
+    ledger.note_foreign({"GPU-1": "somebody's"})
     ledger.beat("hub")
     ledger.lead("me", 10)
     ledger.resign("me")
@@ -120,7 +128,7 @@ def test_every_writing_transaction_begins_with_the_lock(ledger: Ledger) -> None:
         for statements in begun
         if any(statement.split()[0] in ("INSERT", "UPDATE", "DELETE") for statement in statements)
     ]
-    assert len(writing) >= 17
+    assert len(writing) >= 20
     for statements in writing:
         assert statements[0].startswith("UPDATE pool SET version=(pool.version + ")
 

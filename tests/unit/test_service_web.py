@@ -38,7 +38,7 @@ from jupyterhub_gpupool.model import (
     Wish,
 )
 from jupyterhub_gpupool.pool import GPUPool
-from jupyterhub_gpupool.service import handlers
+from jupyterhub_gpupool.service import handlers, pages
 from jupyterhub_gpupool.service.handlers import routes
 from jupyterhub_gpupool.service.metrics import Metrics
 from jupyterhub_gpupool.service.stream import Feed
@@ -49,8 +49,8 @@ SECRET = b"0" * 32
 AGENT = "test"  # the hub's xsrf tokens depend on it
 EVIL = "<script>alert('&amp;')</script>"
 DEVICES = [
-    Device("GPU-a", "n1", 0, "A100", 81920, simulated=True),
-    Device("GPU-b", "n1", 1, "A100", 81920, simulated=True),
+    Device("GPU-a", "n1", 0, "A100", 81920, simulated=True, driver="simulated-driver"),
+    Device("GPU-b", "n1", 1, "A100", 81920, simulated=True, driver="simulated-driver"),
 ]
 PEOPLE: dict[str, dict[str, Any]] = {
     "ada": {"groups": ["vision"]},
@@ -243,7 +243,16 @@ async def test_nobody_changes_anything(site: Web, method: str) -> None:
 
 async def test_every_route_but_the_open_ones_wants_a_login(site: Web) -> None:
     for method in ("GET", "POST", "DELETE"):
-        for path in ("", "events", "leases/abc/extend", "leases/abc/release", "api/leases/abc", "api/pool"):
+        for path in (
+            "",
+            "events",
+            "leases",
+            "leases/abc",
+            "leases/abc/extend",
+            "leases/abc/release",
+            "api/leases/abc",
+            "api/pool",
+        ):
             answer = await site.ask(method, path)
             assert answer.code in (302, 403, 405), (method, path)
             assert b"GPU-a" not in answer.body
@@ -648,6 +657,154 @@ async def test_the_page_has_landmarks_labels_and_unique_ids(site: Web) -> None:
     for target in re.findall(r'aria-(?:labelledby|describedby)="([^"]+)"', shown):
         assert target in ids
     assert all("aria-label" in meter for meter in re.findall(r"<meter[^>]*>", page, re.DOTALL))
+
+
+IMAGE = "registry.example/tensorflow@sha256:" + "a1" * 32
+LOG = f"epoch 1\nloss 0.5 {EVIL}\nGET /lab?token=0123456789abcdef"
+
+
+def checked(site: Web, user: str = "ada", passed: bool | None = True, **report: Any) -> Lease:
+    """A lease with an image and a launch check."""
+    lease = site.active(user)
+    site.ledger.record_check(
+        lease.id, IMAGE, {"tensorflow": "2.21.0", "visible": ["GPU-a"], **report}, passed
+    )
+    return lease
+
+
+def closed(site: Web, lease: Lease, log: str = LOG) -> Lease:
+    site.ledger.begin_stop(lease.id, actor="ada", reason="released")
+    site.ledger.keep_log(lease.id, log)
+    return site.ledger.close(lease.id, actor="hub")
+
+
+async def test_a_lease_says_what_it_runs_and_how_its_check_went(site: Web) -> None:
+    lease = checked(site)
+    _, shape = await site.json("GET", f"api/leases/{lease.id}", "ada")
+    assert (shape["image"], shape["log"]) == (IMAGE, None)
+    assert shape["checked"]["passed"] is True and shape["checked"]["report"]["tensorflow"] == "2.21.0"
+    assert (shape["check_words"]["outcome"], shape["check_words"]["at"]) == (
+        "passed on",
+        shape["checked"]["at"],
+    )
+    (listed,) = (await site.json("GET", "api/leases", "ada"))[1]["leases"]
+    assert listed == {name: value for name, value in shape.items() if name != "log"}
+
+
+async def test_the_log_of_a_lease_is_for_its_owner_and_admins(site: Web) -> None:
+    lease = closed(site, checked(site))
+    for user in ("ada", "root"):
+        _, shape = await site.json("GET", f"api/leases/{lease.id}", user)
+        assert shape["log"] == LOG.replace("0123456789abcdef", "…")
+    for path in (f"api/leases/{lease.id}", f"leases/{lease.id}"):
+        for user in ("bob", "ada-service"):
+            answer = await site.ask("GET", path, user)
+            assert answer.code == 404 and b"epoch" not in answer.body
+        answer = await site.ask("GET", path)
+        assert answer.code in (302, 403) and b"epoch" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("passed", "report", "says"),
+    [
+        (True, {}, ("passed on", "; TensorFlow 2.21.0; sees GPU-a")),
+        (False, {"problems": ["No CUDA."]}, ("failed on", ": No CUDA.")),
+        (None, {"problems": ["It has no check."]}, ("not checked:", " It has no check.")),
+    ],
+)
+async def test_cards_and_the_sessions_page_say_how_the_check_went(
+    site: Web, passed: bool | None, report: dict[str, Any], says: tuple[str, str]
+) -> None:
+    lease = checked(site, passed=passed, **report)
+    card = (await site.browser("ada"))[2].partition("<template")[0]
+    assert (
+        f'<code data-field="image" title="{IMAGE}">registry.example/tensorflow@sha256:a1a1a1a1a1a1…</code>'
+        in card
+    )
+    assert f'href="{PREFIX}leases/{lease.id}">Details</a>' in card
+    page = (await site.ask("GET", f"leases/{lease.id}", "ada")).body.decode()
+    assert f"<code>{IMAGE}</code>" in page
+    for text in (card, page):
+        outcome, facts = (
+            re.search(rf'data-field="check-{part}">([^<]*)<', text) for part in ("outcome", "facts")
+        )
+        assert outcome and facts and (outcome[1], facts[1]) == says
+        at = re.search(r'data-field="check-at" datetime="([^"]*)"( hidden)?>([^<]*)<', text)
+        assert at and (bool(at[1]), at[2], at[3][-3:]) == (
+            (True, None, "UTC") if passed is not None else (False, " hidden", "")
+        )
+
+
+async def test_a_session_without_an_image_says_nothing_of_a_check(site: Web) -> None:
+    site.active("ada")
+    card = (await site.browser("ada"))[2].partition("<template")[0]
+    for name in ("image", "check"):
+        assert re.search(rf'data-show="{name}" hidden>', card), name
+
+
+async def test_a_closed_session_shows_the_end_of_its_log_as_text(site: Web) -> None:
+    lease = closed(site, checked(site))
+    answer = await site.ask("GET", f"leases/{lease.id}", "ada")
+    page = answer.body.decode()
+    assert EVIL not in page and EVIL in unescape(page) and "0123456789abcdef" not in page
+    assert "<script>alert" not in page and "unsafe" not in answer.headers["Content-Security-Policy"]
+    assert '<h2 id="log-heading">End of the log</h2>' in page
+    pre = re.search(r"<pre ([^>]*)>(.*?)</pre>", page, re.DOTALL)
+    assert pre is not None and pre[2].startswith("epoch 1\nloss") and 'tabindex="0"' in pre[1]
+    assert 'role="region"' in pre[1] and 'aria-labelledby="log-heading"' in pre[1]
+    assert all(word in page for word in ("A quarter", "closed", "released", "Began", "Ended"))
+    bare = closed(site, site.active("ada"), "")
+    page = (await site.ask("GET", f"leases/{bare.id}", "ada")).body.decode()
+    assert "No log of this session was kept" in page and "<pre" not in page
+
+
+async def test_the_pages_of_ended_sessions_list_each_once_and_only_ones_own(
+    site: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "ENDED", 2)
+    assert b"No session has ended yet" in (await site.ask("GET", "leases", "ada")).body
+    wanted = [closed(site, site.active("ada", f"s{n}")).id for n in range(5)]
+    closed(site, site.active("bob"))
+    found, path = [], "leases"
+    while path:
+        page = (await site.ask("GET", path, "ada")).body.decode()
+        assert "bob" not in page
+        found += re.findall(rf'href="{PREFIX}leases/([0-9a-f]+)"', page)
+        older = re.search(rf'href="{PREFIX}(leases\?before=[^"]+)"', page)
+        path = older[1] if older else ""
+    assert found == wanted[::-1]
+    assert b"bob" in (await site.ask("GET", "leases", "root")).body
+    assert (await site.ask("GET", "leases", "ada-service")).code == 200
+    assert (await site.ask("GET", "leases?before=x", "ada")).code == 400
+    assert f'href="{PREFIX}leases"' in (await site.browser("ada"))[2]
+
+
+async def test_events_lead_to_their_session(site: Web) -> None:
+    lease = checked(site)
+    page = (await site.ask("GET", "events", "root")).body.decode()
+    assert f'<a href="{PREFIX}leases/{lease.id}"><code>{lease.id}</code></a>' in page
+
+
+async def test_a_device_shows_its_driver_its_suspicion_and_who_else_is_on_it(site: Web) -> None:
+    checked(site, "bob")
+    site.ledger.note_foreign({"GPU-b": f"The container {EVIL} uses it."})
+    other = site.active("ada", fraction="1")
+    assert site.ledger.snapshot().devices[1].id == other.slices[0].device == "GPU-b"
+    assert site.ledger.record_check(other.id, IMAGE, {"problems": ["bad luck"]}, passed=False)
+    for user in ("bob", "root"):
+        page = (await site.browser(user))[2]
+        shown = unescape(page).partition("<template")[0]
+        assert "simulated-driver" in shown and "suspect: a launch check failed here" in shown
+        assert (
+            "Containers that are not the pool's" in shown
+            if user == "bob"
+            else f"The container {EVIL}" in shown
+        )
+        assert ("bad luck" in shown) is (user == "root"), "what a session says is for those who may see it"
+        assert "<script>alert" not in page
+    _, pool = await site.json("GET", "api/pool", "bob")
+    assert [device["driver"] for device in pool["devices"]] == ["simulated-driver"] * 2
+    assert [device["health"] for device in pool["devices"]] == ["ok", "suspect"]
 
 
 async def test_static_files_are_served_and_nothing_beside_them(site: Web) -> None:

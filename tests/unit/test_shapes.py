@@ -23,6 +23,7 @@ from jupyterhub_gpupool.model import (
 )
 from jupyterhub_gpupool.service import shapes
 from jupyterhub_gpupool.service.shapes import Person
+from jupyterhub_gpupool.service.words import device_in_words
 
 NOW = 1_700_000_000.0
 A100 = Device("GPU-a", "n1", 0, "A100", 81920)
@@ -69,7 +70,10 @@ def test_pool_counts_gpu_equivalents_that_add_up() -> None:
     assert gpus == {"total": 2.0, "leased": 0.75, "free": 0.875, "unusable": 0.375}
 
 
-@pytest.mark.parametrize("change", [{"health": Health.SICK}, {"health": Health.LOST}, {"drained": True}])
+@pytest.mark.parametrize(
+    "change",
+    [{"health": Health.SICK}, {"health": Health.LOST}, {"health": Health.SUSPECT}, {"drained": True}],
+)
 def test_what_cannot_be_granted_is_not_free(change: dict[str, object]) -> None:
     device = replace(A100, **change)  # type: ignore[arg-type]
     gpus = shapes.pool(snapshot(lease("l1", "ada", State.ACTIVE, part()), devices=(device,)), ADA)["gpus"]
@@ -175,9 +179,71 @@ def test_events_go_on_where_they_ended() -> None:
     assert shapes.events([], 3) == {"events": [], "next": 3}
 
 
+REPORT = {
+    "tensorflow": "2.21.0", "cuda": "12.5", "driver": None, "visible": ["GPU-a", "GPU-b"], "problems": ["no", "luck"],
+}  # fmt: skip
+IMAGE = "registry.example/tensorflow@sha256:" + "a1" * 32
+
+
+def check(passed: object, remembered: bool = False, report: object = REPORT, **more: object) -> Lease:
+    checked = {"passed": passed, "remembered": remembered, "at": NOW - 5, "report": report}
+    return lease("l1", "ada", State.ACTIVE, part(), image=IMAGE, checked=checked, **more)
+
+
+AT = "2023-11-14T22:13:15.000+00:00"
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (lease(), None),
+        (lease(image=IMAGE), ("not checked:", None, " no launch check is recorded")),
+        (lease("l1", "ada", State.STARTING, image=IMAGE), ("not checked:", None, " the session is still starting")),
+        (check(True), ("passed on", AT, "; TensorFlow 2.21.0; CUDA 12.5; sees GPU-a, GPU-b")),
+        (check(True, True, {}), ("passed, remembered from", AT, "")),
+        (check(True, report={"visible": [], "simulated": True}),
+         ("passed on", AT, "; sees no GPU; the GPU is simulated")),
+        (check(True, report={"visible": "all", "tensorflow": 2, "simulated": "yes"}), ("passed on", AT, "")),
+        (check(True, report={"visible": [7, "GPU-a"]}), ("passed on", AT, "; sees GPU-a")),
+        (check(False), ("failed on", AT, ": no; luck")),
+        (check(False, report={"problems": 7}), ("failed on", AT, ": no reason was given")),
+        (check(None, report={"problems": ["It has no check."]}), ("not checked:", None, " It has no check.")),
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_a_launch_check_in_words(item: Lease, words: tuple[str, str | None, str] | None) -> None:
+    shape = shapes.lease(item, {}, None)
+    assert shape["image"] == (item.image or None)
+    assert shape["check_words"] == (words and dict(zip(("outcome", "at", "facts"), words, strict=True)))
+    assert (shape["checked"] is None) == (not item.checked)
+    if item.checked:
+        assert shape["checked"] == {**item.checked, "at": AT}
+    assert json.loads(json.dumps(shape, allow_nan=False)) == shape
+
+
+def test_a_device_says_its_driver_and_who_else_is_on_it() -> None:
+    used = replace(A100, driver="535.183.01", foreign="The container 'bobs-secret' uses it.")
+    devices = {
+        person: shapes.pool(snapshot(devices=(used, MIG)), person)["devices"]
+        for person in (ADA, ADMIN, NOBODY)
+    }
+    assert [devices[ADA][n]["driver"] for n in (0, 1)] == ["535.183.01", None]
+    assert devices[ADMIN][0]["foreign"] == used.foreign
+    assert devices[ADA][0]["foreign"] == devices[NOBODY][0]["foreign"] == shapes.FOREIGN
+    assert "bobs-secret" not in json.dumps(devices[ADA])
+    assert [devices[person][1]["foreign"] for person in (ADA, ADMIN)] == [None, None]
+
+
+def test_a_suspect_device_gives_its_reason() -> None:
+    device = replace(A100, health=Health.SUSPECT, health_reason="a launch check failed here")
+    shape = shapes.pool(snapshot(devices=(device,)), ADA)["devices"][0]
+    assert (shape["health"], shape["health_reason"]) == ("suspect", "a launch check failed here")
+    assert device_in_words(shape) == "suspect: a launch check failed here"
+
+
 def test_every_shape_is_strict_json() -> None:
     everything = snapshot(
-        lease("l1", "ä\ud800\n</script>", State.ACTIVE, part()), lease("l2", "b", State.QUEUED)
+        lease("l1", "ä\ud800\n</script>", State.ACTIVE, part()), lease("l2", "b", State.QUEUED), check(True)
     )
     for shape in (
         shapes.pool(everything, ADMIN),

@@ -1,0 +1,47 @@
+"""How a database of an older schema becomes one of the next.
+
+The statements are written out and never change again: what :mod:`.schema` says today is not what it said
+when a migration was made.  They hold for SQLite and PostgreSQL alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+Migration = Callable[[Connection], None]
+
+
+def to_2(conn: Connection) -> None:
+    """Add what containers need: drivers, suspicion, foreign containers, images, launch checks, logs."""
+    for statement in (
+        "ALTER TABLE devices ADD COLUMN driver TEXT DEFAULT '' NOT NULL",
+        "ALTER TABLE devices ADD COLUMN suspect_until FLOAT",
+        "ALTER TABLE devices ADD COLUMN suspect_reason TEXT DEFAULT '' NOT NULL",
+        "ALTER TABLE devices ADD COLUMN \"foreign\" TEXT DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN image TEXT DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN checked TEXT DEFAULT '{}' NOT NULL",
+        """CREATE TABLE checks (
+            image TEXT NOT NULL,
+            device VARCHAR(64) NOT NULL,
+            driver TEXT NOT NULL,
+            passed INTEGER NOT NULL CHECK (passed IN (0, 1)),
+            at FLOAT NOT NULL,
+            report TEXT NOT NULL,
+            PRIMARY KEY (image, device, driver),
+            FOREIGN KEY(device) REFERENCES devices (id)
+        )""",
+        """CREATE TABLE logs (
+            lease VARCHAR(32) NOT NULL,
+            text TEXT NOT NULL,
+            at FLOAT NOT NULL,
+            PRIMARY KEY (lease),
+            FOREIGN KEY(lease) REFERENCES leases (id)
+        )""",
+    ):
+        conn.exec_driver_sql(statement)
+
+
+MIGRATIONS: tuple[Migration, ...] = (to_2,)
+"""The n-th takes a database from schema version n to n + 1."""

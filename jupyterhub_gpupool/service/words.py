@@ -1,0 +1,81 @@
+"""What pages say in words where a shape has figures: a slice, a device's condition, a launch check.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..model import Device, Health, Kind, Lease, Slice, State
+
+VERSIONS = {"tensorflow": "TensorFlow", "cuda": "CUDA", "driver": "driver"}
+"""What a launch check's report names that a person wants to know, with what it is called."""
+
+
+def slice_in_words(item: Lease, devices: Mapping[str, Device]) -> str:
+    """The slice of a lease for a person: what it holds, or what it waits for."""
+    if not item.slices:
+        return item.wish.describe()
+    several = len({device.node for device in devices.values()}) > 1
+    return "; ".join(_part_in_words(part, devices.get(part.device), several) for part in item.slices)
+
+
+def _part_in_words(part: Slice, device: Device | None, several: bool) -> str:
+    where = part.device
+    if device is not None:
+        where = f"GPU {device.index} ({device.model})" + (f" on {device.node}" if several else "")
+    match part.kind:
+        case Kind.MIG:
+            profile = ""
+            if device is not None:
+                profile = next((f"{i.profile} " for i in device.instances if i.id == part.instance), "")
+            return f"MIG instance {profile}of {where}"
+        case Kind.SHARE:
+            compute = f", {part.compute} % of the compute" if part.compute else ""
+            return f"share of {where}: {len(part.cells)} of {part.of} cells{compute}"
+        case _:
+            return f"all of {where}"
+
+
+def device_in_words(shape: Mapping[str, Any]) -> str:
+    """The condition of a device of ``api/pool`` in one phrase."""
+    words = str(shape["health"])
+    if shape["health"] != Health.OK.value and shape["health_reason"]:
+        words += f": {shape['health_reason']}"
+    return f"{words}, drained" if shape["drained"] else words
+
+
+def check_in_words(item: Lease) -> tuple[str, float | None, str] | None:
+    """The launch check for a person: its outcome, its time where there is one, and what it has seen.
+
+    None for a session that has neither an image nor a check.  The report is the session's own word, so
+    nothing is taken for granted of it.
+    """
+    if not item.checked:
+        if not item.image:
+            return None
+        starting = item.state is State.STARTING
+        why = "the session is still starting" if starting else "no launch check is recorded"
+        return "not checked:", None, f" {why}"
+    passed, report = item.checked["passed"], item.checked["report"]
+    problems = [text for text in _listed(report.get("problems")) if text] or ["no reason was given"]
+    if passed is None:
+        return "not checked:", None, f" {problems[0]}"
+    at = float(item.checked["at"])
+    if not passed:
+        return "failed on", at, f": {'; '.join(problems)}"
+    outcome = "passed, remembered from" if item.checked["remembered"] else "passed on"
+    return outcome, at, "".join(f"; {fact}" for fact in _facts(report))
+
+
+def _facts(report: Mapping[str, Any]) -> list[str]:
+    """What a passed check has seen, as far as it says so."""
+    facts = [
+        f"{title} {report[name]}" for name, title in VERSIONS.items() if isinstance(report.get(name), str)
+    ]
+    if isinstance(report.get("visible"), list):
+        facts.append(f"sees {', '.join(_listed(report['visible'])) or 'no GPU'}")
+    return facts + ["the GPU is simulated"] * (report.get("simulated") is True)
+
+
+def _listed(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
