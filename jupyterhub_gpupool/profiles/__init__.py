@@ -9,7 +9,7 @@ from __future__ import annotations
 from .choice import Choice, may_use, resolve
 from .form import Availability, describe_wish, parse_form, parse_query, render_form
 from .keys import reference
-from .reading import Offered, Option, Profile, Profiles, Unlisted, read, slugify, warnings
+from .reading import Offered, Option, Profile, Profiles, Unlisted, read, slugify, variants, warnings
 from .schema import ProfileError
 from .settings import SPAWNER_NAMES, merge
 
@@ -33,5 +33,6 @@ __all__ = [
     "render_form",
     "resolve",
     "slugify",
+    "variants",
     "warnings",
 ]

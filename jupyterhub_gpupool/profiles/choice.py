@@ -37,7 +37,11 @@ class Choice:
     image: str
     cpu_limit: float | None
     mem_limit: int | None
+    cpuset: str
+    """CPUs that the session sees, such as ``0-7,16``; empty: all."""
     tensorflow: Mapping[str, str]
+    unsafe: tuple[str, ...]
+    """Names of the dangers that the admin accepts for it."""
     spawner_override: Mapping[str, Any]
 
 
@@ -86,7 +90,9 @@ def resolve(
         image=settings.image,
         cpu_limit=settings.cpu_limit,
         mem_limit=settings.mem_limit,
+        cpuset=settings.cpuset,
         tensorflow=settings.tensorflow,
+        unsafe=settings.unsafe,
         spawner_override=settings.spawner_override,
     )
 

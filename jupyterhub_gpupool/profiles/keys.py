@@ -6,15 +6,22 @@ documentation of them.  What belongs together across keys is checked in :mod:`.s
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..containment import DANGERS
 from ..model import When
 from .schema import (
+    DEEPEST_DATA,
+    LONGEST_ECHO,
+    PLACEHOLDER,
     Key,
     Where,
+    listed,
     read_between,
     read_bytes,
+    read_cpus,
     read_flag,
     read_gpu_memory,
     read_groups,
@@ -28,7 +35,12 @@ from .schema import (
     read_slug,
     read_text,
     read_words,
+    shown,
 )
+
+TYPED_SETTINGS = ("environment",)
+"""Settings of a spawner in which a typed text may stand.  All others name paths, commands or rights, or are
+templates that would be filled in once more."""
 
 
 def _spawner_override(value: Any, where: Where) -> dict[str, Any]:
@@ -39,8 +51,44 @@ def _spawner_override(value: Any, where: Where) -> dict[str, Any]:
             raise where.error(f"names {name!r}, which belongs to the pool; allowed is any other setting")
         if callable(value[name]):
             raise where.at(name).error("is a function; allowed are plain values")
+        may_hold = name in TYPED_SETTINGS and isinstance(value[name], Mapping)
+        if where.placeholders and not may_hold and _has_placeholder(value[name]):
+            raise where.at(name).error(
+                f"has {PLACEHOLDER} in it; a typed text may only be a value in {' or '.join(TYPED_SETTINGS)}"
+            )
     found: dict[str, Any] = read_plain_data(value)
     return found
+
+
+def _has_placeholder(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_placeholder(item) for item in (*value, *value.values()))
+    if isinstance(value, list | tuple):
+        return any(_has_placeholder(item) for item in value)
+    return isinstance(value, str) and PLACEHOLDER in value
+
+
+def refuse_typed_names(value: Any, where: Where, depth: int = 0) -> None:
+    """Raise ProfileError where a typed text would become the name of a key, at any depth."""
+    for name, item in value.items() if isinstance(value, Mapping) else ():
+        if isinstance(name, str) and PLACEHOLDER in name:
+            raise where.error(f"has the key {shown(name)}; a typed text may be a value, never a name")
+        if depth < DEEPEST_DATA:
+            refuse_typed_names(item, where.at(str(name)), depth + 1)
+    for item in value if isinstance(value, list | tuple) else ():
+        if depth < DEEPEST_DATA:
+            refuse_typed_names(item, where, depth + 1)
+
+
+def _unsafe(value: Any, where: Where) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise ValueError
+    for name in value:
+        if name not in DANGERS:
+            near = difflib.get_close_matches(name[:LONGEST_ECHO], DANGERS, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise where.error(f"names {shown(name)}{hint}; allowed are {listed(DANGERS, len(DANGERS))}")
+    return tuple(dict.fromkeys(value))
 
 
 def _of(table: Callable[[], Mapping[str, Key]]) -> Callable[[Any, Where], dict[str, Any]]:
@@ -54,22 +102,33 @@ def _of(table: Callable[[], Mapping[str, Key]]) -> Callable[[Any, Where], dict[s
 
 OWNED = frozenset(
     {
+        "allowed_images",
         "api_token",
         "apply_user_options",
         "auth_state_hook",
+        "client_kwargs",
+        "escape",
+        "format_volume_name",
         "group_overrides",
         "hub",
         "ip",
+        "image_whitelist",
         "isolation_note",
         "name",
+        "name_template",
+        "object_id",
+        "object_name",
         "options_form",
         "options_from_form",
         "poll_interval",
         "pool",
         "port",
+        "remove",
+        "remove_containers",
         "server",
         "start_timeout",
         "state",
+        "tls_config",
         "user",
         "user_options",
     }
@@ -148,15 +207,29 @@ SETTINGS: dict[str, Key] = {
     "mem_limit": Key(
         read_bytes, 'a size such as "32G" (units K, M, G, T of 1024)', "the session's main memory"
     ),
+    "cpuset": Key(
+        read_cpus,
+        'a list of CPUs such as "0-7,16"',
+        "the session sees these CPUs only, where the backend has containers; TensorFlow starts as many threads",
+        "all CPUs",
+        typed=False,
+    ),
     "tensorflow": Key(_of(lambda: TENSORFLOW), "a dictionary, see below", "TensorFlow's settings"),
     "idle": Key(_of(lambda: IDLE), "a dictionary, see below", "when an idle slice is taken back"),
     "max_age": Key(
         read_between(0, MOST_SECONDS), _SECONDS, "the session ends at this age, with a warning; 0: never", "0"
     ),
+    "unsafe": Key(
+        _unsafe,
+        "a list of names of dangers, see [Docker](docker.md)",
+        "what the container may do although it is dangerous; everything else dangerous is refused",
+        typed=False,
+    ),
     "spawner_override": Key(
         _spawner_override,
         "a dictionary of settings and plain values (text, numbers, lists, dictionaries, None)",
         "further settings of the spawner; dictionaries are merged, None removes a key",
+        typed=False,
     ),
 }
 """Keys that a profile, a choice and an unlisted choice may have; those of a choice win."""

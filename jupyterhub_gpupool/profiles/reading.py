@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..model import Terms, Wish
-from .keys import CHOICE, OPTION, PROFILE, SETTINGS, UNLISTED
+from .keys import CHOICE, OPTION, PROFILE, SETTINGS, UNLISTED, refuse_typed_names
 from .schema import (
     ProfileError,
     Where,
@@ -52,6 +52,8 @@ class Unlisted:
     validation_regex: str
     validation_message: str
     entry: Mapping[str, Any]
+    layer: Mapping[str, Any] = field(repr=False)
+    """The settings with ``{value}`` still in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,10 @@ class Profile:
     image: str
     cpu_limit: float | None
     mem_limit: int | None
+    cpuset: str
     tensorflow: Mapping[str, str]
+    unsafe: tuple[str, ...]
+    """Names of the dangers that the admin accepts with the default choices."""
     allowed_groups: tuple[str, ...]
     """Empty: everybody."""
     options: Mapping[str, Option]
@@ -144,6 +149,31 @@ def read(profiles: Any, *, names: Collection[str] = SPAWNER_NAMES) -> Profiles:
     return Profiles(by_slug=found, names=names, missing=missing)
 
 
+def variants(profile: Profile) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the merged settings of the default choices, and of each other choice in turn over them.
+
+    Each with words for a message ("option image, choice big"; empty for the defaults).  Where a person types
+    a text, ``{value}`` stands for it.  Combinations of several choices are not tried.
+    """
+
+    def over(name: str, layer: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = profile.layer
+        for other, option in profile.options.items():
+            if other == name:
+                found = lay_over(found, layer)
+            elif option.default:
+                found = lay_over(found, option.choices[option.default].layer)
+        return found
+
+    yield "", over("", {})
+    for name, option in profile.options.items():
+        for key, choice in option.choices.items():
+            if key != option.default:
+                yield f"option {name}, choice {key}", over(name, choice.layer)
+        if option.unlisted:
+            yield f"option {name}, a typed text", over(name, option.unlisted.layer)
+
+
 def warnings(profiles: Profiles) -> list[str]:
     """One warning that lists what ``kubespawner_override`` names and this backend lacks; or none."""
     if not profiles.missing:
@@ -189,7 +219,9 @@ def _read_profile(entry: Any, number: int, names: Collection[str]) -> tuple[Prof
             image=settings.image,
             cpu_limit=settings.cpu_limit,
             mem_limit=settings.mem_limit,
+            cpuset=settings.cpuset,
             tensorflow=settings.tensorflow,
+            unsafe=settings.unsafe,
             allowed_groups=keys.get("allowed_groups") or (),
             options=options,
             spawner_override=settings.spawner_override,
@@ -254,10 +286,12 @@ def _read_unlisted(
     if section is None:
         return None
     inside = replace(where, placeholders=True)
+    refuse_typed_names(section, where)
     read_section(section, inside, UNLISTED)
     entry = {name: value for name, value in section.items() if name in LAYER_KEYS}
     keys = read_section({n: v for n, v in section.items() if n not in LAYER_KEYS}, where, UNLISTED)
-    missing += read_layer(entry, inside, names)[1]
+    layer, left_out = read_layer(entry, inside, names)
+    missing += left_out
     if not keys.get("enabled"):
         return None
     return Unlisted(
@@ -266,4 +300,5 @@ def _read_unlisted(
         validation_regex=keys.get("validation_regex") or "",
         validation_message=keys.get("validation_message") or "",
         entry=entry,
+        layer=layer,
     )

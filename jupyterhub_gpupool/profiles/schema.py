@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..cells import cell_numbers, ranges
+
 LONGEST_ECHO = 60
 """Characters of a foreign text that a message repeats at most."""
 
@@ -21,6 +23,7 @@ PLACEHOLDER = "{value}"
 """What stands in an unlisted choice for the text that the person typed."""
 
 MOST_BYTES = 1 << 60
+MOST_CPU = 4095
 DEEPEST_DATA = 20
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -88,6 +91,8 @@ class Key:
     meaning: str
     default: str = ""
     required: bool = False
+    typed: bool = True
+    """Whether a text that a person typed may stand in it."""
 
 
 def read_section(value: Any, where: Where, keys: Mapping[str, Key]) -> dict[str, Any]:
@@ -104,7 +109,10 @@ def read_section(value: Any, where: Where, keys: Mapping[str, Key]) -> dict[str,
             near = difflib.get_close_matches(str(name)[:LONGEST_ECHO], keys, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise where.error(f"has the unknown key {shown(name)}{hint}; allowed are {listed(keys, 30)}")
-        if item is None or (where.placeholders and isinstance(item, str) and PLACEHOLDER in item):
+        waits = where.placeholders and isinstance(item, str) and PLACEHOLDER in item
+        if waits and not key.typed:
+            raise where.at(name).error(f"has {PLACEHOLDER} in it; no typed text may reach this key")
+        if item is None or waits:
             found[name] = item
             continue
         try:
@@ -225,6 +233,18 @@ def read_regex(value: Any, where: Where) -> str:
     except re.error as problem:
         raise ValueError(str(problem)) from problem
     return str(value)
+
+
+def read_cpus(value: Any, where: Where) -> str:
+    """CPUs as the kernel lists them, in order and each once: ``0-7,16``."""
+    if not isinstance(value, str) or not re.fullmatch(
+        r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*", value
+    ):
+        raise ValueError
+    pairs = [part.split("-") for part in value.split(",")]
+    if any(int(pair[0]) > int(pair[-1]) or int(pair[-1]) > MOST_CPU for pair in pairs):
+        raise ValueError
+    return ranges(set(cell_numbers(value)))
 
 
 def read_groups(value: Any, where: Where) -> tuple[str, ...]:

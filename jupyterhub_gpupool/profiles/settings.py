@@ -46,7 +46,9 @@ class Settings:
     image: str
     cpu_limit: float | None
     mem_limit: int | None
+    cpuset: str
     tensorflow: Mapping[str, str]
+    unsafe: tuple[str, ...]
     spawner_override: Mapping[str, Any]
 
 
@@ -212,7 +214,9 @@ def build(layer: Mapping[str, Any], where: Where) -> Settings:
         image=layer.get("image") or "",
         cpu_limit=layer.get("cpu_limit"),
         mem_limit=layer.get("mem_limit"),
+        cpuset=layer.get("cpuset") or "",
         tensorflow=tensorflow,
+        unsafe=tuple(layer.get("unsafe") or ()),
         spawner_override=layer.get("spawner_override") or {},
     )
 

@@ -48,7 +48,7 @@ OFFER = profiles.read(
                         "validation_message": "an image of our registry",
                         "kubespawner_override": {
                             "image": "{value}",
-                            "environment": {"{value}": "{{x}} {value} {y}"},
+                            "environment": {"TYPED": "{{x}} {value} {y}"},
                         },
                     },
                 },
@@ -139,7 +139,7 @@ def test_a_typed_text_is_put_in_and_wins_over_the_list() -> None:
     ):
         choice = choose(options)
         assert choice.image == "registry/own:1"
-        assert choice.spawner_override["environment"]["registry/own:1"] == "{x} registry/own:1 {y}"
+        assert choice.spawner_override["environment"]["TYPED"] == "{x} registry/own:1 {y}"
         assert choice.options == {
             "profile": "quarter",
             "size": "as-it-is",
