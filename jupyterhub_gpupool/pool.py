@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ AFTER_MOVE = 0.2
 
 TOLD_AT_ONCE = 30
 """People who are told of their place in one pass of the event loop."""
+
+DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 BEAT_INTERVAL = 4.0
 """Seconds between two signs of life of a hub for which somebody waits."""
@@ -70,6 +73,19 @@ class GPUPool(LoggingConfigurable):
         entry, key by key). Keys: ``sessions`` (number), ``gpus`` (GPU-equivalents, may be a fraction), ``queued``
         (requests that may wait). A missing key means no cap, 0 means nothing at all. A group's cap holds for its
         members together. Example: ``{"user:*": {"sessions": 2, "gpus": 1}, "group:students": {"gpus": 1.5}}``.""",
+    ).tag(config=True)
+
+    datasets = Dict(
+        help="""Data that every session may read: name → folder of this machine, or volume of the container engine.
+        Mounted read-only as ``/datasets/NAME`` where the backend has containers; others see the machine's own
+        files. Example: ``{"imagenet": "/srv/data/imagenet"}``.""",
+    ).tag(config=True)
+
+    suspect_for = Float(
+        600,
+        min=0,
+        help="""Seconds for which a GPU is not handed out after the launch check of an image has failed on it that
+        passes on another GPU. The next launch is the re-test. 0: it is handed out again at the next sweep.""",
     ).tag(config=True)
 
     max_launches = Integer(
@@ -118,6 +134,19 @@ class GPUPool(LoggingConfigurable):
             )
         return value
 
+    @validate("datasets")
+    def _valid_datasets(self, proposal: Any) -> dict[str, str]:
+        for name, source in proposal.value.items():
+            if not (isinstance(name, str) and DATASET.fullmatch(name)):
+                raise TraitError(
+                    f"GPUPool.datasets names {name!r:.80}; allowed are 1 to 63 letters, digits, '.', '-', '_'."
+                )
+            if not (isinstance(source, str) and (source.startswith("/") or DATASET.fullmatch(source))):
+                raise TraitError(
+                    f"GPUPool.datasets[{name!r}] is {source!r:.80}; allowed is an absolute path or a volume's name."
+                )
+        return dict(proposal.value)
+
     @validate("max_wait", "watch_interval")
     def _positive(self, proposal: Any) -> float:
         if not 0 < proposal.value < 366 * 86400:
@@ -163,7 +192,11 @@ class GPUPool(LoggingConfigurable):
     def policy(self) -> Policy:
         """What the ledger has to know of the configuration."""
         return Policy(
-            pool=self.name, limits=self.caps, launches=self.max_launches, queue_keep=self.queue_keep
+            pool=self.name,
+            limits=self.caps,
+            launches=self.max_launches,
+            queue_keep=self.queue_keep,
+            suspect_for=self.suspect_for,
         )
 
     def ledger(self) -> Ledger:

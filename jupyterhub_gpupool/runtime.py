@@ -7,12 +7,16 @@ The same names serve the notebook (``GPUPOOL_MEMORY_LIMIT_MB`` …), the contain
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from .model import Kind, Lease, Owner, ranges
+from .cells import ranges
+from .model import Device, Kind, Lease, Owner
 
 NO_DEVICE = "void"
 """What NVIDIA_VISIBLE_DEVICES says so that the container runtime shows no GPU at all."""
+
+PRECISIONS = ((8, "mixed_bfloat16"), (7, "mixed_float16"))
+"""What ``auto`` means from a compute capability on, the highest first: where tensor cores take the type."""
 
 
 def enforcement(lease: Lease, *, simulated: bool) -> str:
@@ -30,11 +34,28 @@ def enforcement(lease: Lease, *, simulated: bool) -> str:
             return "TensorFlow's limit, for each process"
 
 
-def environment(lease: Lease, *, pool: str, owner: Owner, tensorflow: Mapping[str, str]) -> dict[str, str]:
+def precision_for(capability: str) -> str:
+    """Keras' precision policy that a GPU of this compute capability is fast with; float32 when unknown."""
+    major = capability.partition(".")[0]
+    if not major.isdecimal():
+        return "float32"
+    return next((policy for least, policy in PRECISIONS if int(major) >= least), "float32")
+
+
+def environment(
+    lease: Lease,
+    *,
+    pool: str,
+    owner: Owner,
+    tensorflow: Mapping[str, str],
+    devices: Iterable[Device] = (),
+) -> dict[str, str]:
     """The variables of the session, all of them; ``tensorflow`` holds ``precision``, ``xla``, ``memory``.
 
-    Memory is in MiB for each GPU of the slice, compute in percent.  A session without a GPU sees none.
+    ``devices`` are those of the slices.  Memory is in MiB for each GPU of the slice, compute in percent.  A
+    session without a GPU sees none.
     """
+    known = tuple(devices)
     visible = ",".join(item.visible for item in lease.slices)
     values = {
         "GPUPOOL_POOL": pool,
@@ -44,6 +65,7 @@ def environment(lease: Lease, *, pool: str, owner: Owner, tensorflow: Mapping[st
         "GPUPOOL_PROFILE": lease.profile,
         "GPUPOOL_SLICE": lease.wish.kind.value,
         "GPUPOOL_DEVICES": ",".join(item.device for item in lease.slices),
+        "GPUPOOL_VISIBLE": visible,
         "GPUPOOL_CELLS": json.dumps(
             {item.device: ranges(item.cells) for item in lease.slices}, separators=(",", ":")
         ),
@@ -52,9 +74,20 @@ def environment(lease: Lease, *, pool: str, owner: Owner, tensorflow: Mapping[st
         "NVIDIA_VISIBLE_DEVICES": visible or NO_DEVICE,
         "CUDA_VISIBLE_DEVICES": visible or "-1",
     }
+    capabilities = [device.compute_capability for device in known]
+    lowest = min(capabilities, key=_version, default="") if all(capabilities) else ""
+    values["GPUPOOL_PRECISION_AUTO"] = precision_for(lowest)
+    if lowest:
+        values["GPUPOOL_COMPUTE_CAPABILITY"] = lowest
+    if any(device.simulated for device in known):
+        values["GPUPOOL_SIMULATED"] = "1"
     if lease.slices:
         smallest = min(item.memory_mib for item in lease.slices)
         values["GPUPOOL_COMPUTE_PERCENT"] = str(min(item.compute for item in lease.slices))
         if tensorflow.get("memory", "limit") == "limit":
             values["GPUPOOL_MEMORY_LIMIT_MB"] = str(smallest)
     return values
+
+
+def _version(capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in capability.split(".") if part.isdecimal())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import os
 import socket
@@ -14,34 +15,58 @@ from traitlets import Dict, List, TraitError
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import LazyConfigValue
 
-from . import profiles
-from .devices.simulated import SimulatedDevices
-from .ledger import file_of, url_of
-from .pool import GPUPool
-from .service.app import GPUPoolService
-from .spawners.base import TEMPLATES
-from .spawners.local import GPUPoolLocalSpawner
+from .. import profiles
+from ..devices.simulated import SimulatedDevices
+from ..ledger import file_of, url_of
+from ..pool import GPUPool
+from ..service.app import GPUPoolService
+from ..spawners.base import GPUPoolMixin
 
-BACKENDS: dict[str, type[GPUPoolLocalSpawner]] = {"local": GPUPoolLocalSpawner}
+BACKENDS: dict[str, str] = {
+    "docker": "jupyterhub_gpupool.spawners.docker:GPUPoolDockerSpawner",
+    "local": "jupyterhub_gpupool.spawners.local:GPUPoolLocalSpawner",
+}
+"""The spawner of each backend; imported only where it is used, because each needs packages of its own."""
+
+ENGINE_ENVIRONMENT = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
 
 SCOPES = ["read:servers", "delete:servers"]
 """``read:servers``: is a server known, and since when; ``delete:servers``: stop an idle one, cancel a start."""
+
+TEMPLATES = Path(__file__).parent.parent / "templates" / "hub"
+"""Pages of the hub that the pool replaces: waiting, and not running after a restart of the hub."""
 
 SECTIONS: dict[str, type[Configurable]] = {
     "GPUPool": GPUPool,
     "GPUPoolService": GPUPoolService,
     "SimulatedDevices": SimulatedDevices,
-    "GPUPoolLocalSpawner": GPUPoolLocalSpawner,
 }
+"""Sections of every backend; its spawner's comes with it."""
+
+
+def spawner_of(backend: str) -> type[GPUPoolMixin]:
+    """Import the spawner class of a backend; stop with a sentence where its packages are missing."""
+    module, _, name = BACKENDS[backend].partition(":")
+    try:
+        found: type[GPUPoolMixin] = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("jupyterhub_gpupool"):
+            raise
+        _stop(
+            f"The backend {backend!r} needs the package {missing.name!r}, which is not installed: "
+            f"pip install 'jupyterhub-gpupool[{backend}]'."
+        )
+    return found
 
 
 def apply(c: Config, backend: str) -> None:
     """Set spawner, service, role, time-outs and templates; stop the hub with one sentence where a key is wrong."""
     if backend not in BACKENDS:
         _stop(f"configure(backend={backend!r}): this version knows {', '.join(map(repr, sorted(BACKENDS)))}.")
-    spawner = BACKENDS[backend]
+    spawner = spawner_of(backend)
     state = _state(c)
-    c.GPUPoolLocalSpawner.setdefault("homes", str(state / "homes"))
+    if backend == "local":
+        c.GPUPoolLocalSpawner.setdefault("homes", str(state / "homes"))
     c.GPUPoolService.state_dir = str(state)
     c.GPUPoolService.backend = backend
     if "gpus" not in c.SimulatedDevices:
@@ -50,6 +75,13 @@ def apply(c: Config, backend: str) -> None:
             '[{"model": "A100-SXM4-80GB", "memory": "80G", "count": 2}].'
         )
     pool = _check(c, spawner)
+    if backend == "docker":
+        from .docker import prepare  # needs the extra "docker"
+
+        try:
+            prepare(c, pool, state)
+        except ValueError as problem:
+            _stop(str(problem))
     _hub(c, spawner)
     _service(c, state)
     for sentence in profiles.warnings(pool.offer):
@@ -71,7 +103,7 @@ def _state(c: Config) -> Path:
     return file.parent
 
 
-def _hub(c: Config, spawner: type[GPUPoolLocalSpawner]) -> None:
+def _hub(c: Config, spawner: type[GPUPoolMixin]) -> None:
     c.JupyterHub.spawner_class = spawner
     # People wait inside start(): the pool bounds its queue and its launches, these would refuse who waits.
     c.JupyterHub.concurrent_spawn_limit = 0
@@ -87,7 +119,7 @@ def _hub(c: Config, spawner: type[GPUPoolLocalSpawner]) -> None:
 
 def _service(c: Config, state: Path) -> None:
     owners = {"GPUPool": GPUPool, "GPUPoolService": GPUPoolService, "SimulatedDevices": SimulatedDevices}
-    handed = {name: _plain(c[name], owner) for name, owner in owners.items() if name in c}
+    handed = {name: plain(c[name], owner) for name, owner in owners.items() if name in c}
     path = state / "service.json"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         json.dump(handed, file)
@@ -97,7 +129,11 @@ def _service(c: Config, state: Path) -> None:
             "name": "gpupool",
             "url": f"http://127.0.0.1:{c.GPUPoolService.get('port') or _port(state)}",
             "command": [sys.executable, "-m", "jupyterhub_gpupool", "service", str(path)],
-            "environment": {"GPUPOOL_HUB_PID": str(os.getpid())},
+            "environment": {
+                "GPUPOOL_HUB_PID": str(os.getpid()),
+                # The service speaks to the same engine as the spawners.
+                **{name: os.environ[name] for name in ENGINE_ENVIRONMENT if name in os.environ},
+            },
             "oauth_no_confirm": True,
             "display": True,
         },
@@ -119,7 +155,7 @@ def _given(c: Config, name: str, default: Any) -> Any:
     return value.get_value(default) if isinstance(value, LazyConfigValue) else value
 
 
-def _plain(section: Config, owner: type[Configurable]) -> dict[str, Any]:
+def plain(section: Config, owner: type[Configurable]) -> dict[str, Any]:
     """A section as plain values: what was only appended or updated is laid over the default."""
     found = {name: value for name, value in section.items() if not isinstance(value, Config)}
     for name, value in found.items():
@@ -140,9 +176,10 @@ def _port(state: Path) -> int:
     return port
 
 
-def _check(c: Config, spawner: type[GPUPoolLocalSpawner]) -> GPUPool:
+def _check(c: Config, spawner: type[GPUPoolMixin]) -> GPUPool:
     """Check every key of the pool's sections, and every value, before anything starts."""
-    for section, owner in SECTIONS.items():
+    sections: dict[str, type[Configurable]] = {**SECTIONS, spawner.__name__: spawner}
+    for section, owner in sections.items():
         known = set(owner.class_trait_names(config=True))
         for key in c.get(section, {}):
             if key not in known:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from tornado import web
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from traitlets import CaselessStrEnum, Float, Integer, TraitError, Unicode, validate
+from traitlets import CaselessStrEnum, Dict, Float, Integer, TraitError, Unicode, validate
 from traitlets.config import Application, Config
 
 from .. import __version__
@@ -66,9 +66,16 @@ class GPUPoolService(Application):
     ).tag(config=True)
 
     backend = CaselessStrEnum(
-        ["local"],
+        ["local", "docker"],
         "local",
         help="""Which backend the sessions run on; ``configure`` sets it.""",
+    ).tag(config=True)
+
+    engine = Dict(
+        help="""The service's own way to the container engine: arguments of ``docker.APIClient``. ``configure`` takes
+        them from the spawner's ``client_kwargs`` and ``tls_config``; set it to lead the service over a socket
+        proxy. Empty: as the environment says (``DOCKER_HOST``). Example:
+        ``{"base_url": "unix:///run/engine-proxy.sock"}``.""",
     ).tag(config=True)
 
     port = Integer(
@@ -148,6 +155,10 @@ class GPUPoolService(Application):
             await _resign(pool, sweep)
 
     def _sessions(self, pool: GPUPool) -> Sessions:
+        if self.backend == "docker":
+            from ..sessions.docker import DockerSessions  # needs the extra "docker"
+
+            return DockerSessions(pool.name, self.engine)
         return LocalSessions(pool.name)
 
     def _application(self, pool: GPUPool, feed: Feed, sweep: Sweep) -> web.Application:

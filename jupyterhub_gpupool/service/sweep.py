@@ -104,6 +104,7 @@ class Sweep:
         listed = await self.ask(self.sessions.list)
         snapshot: Snapshot = await self.pool.ask("snapshot")
         if listed is not None:
+            await self._tidy.foreigners(snapshot)
             await self._tidy.strangers(listed, snapshot)
             if not snapshot.settled and devices is not None:
                 await self.pool.ask("settle")
@@ -239,10 +240,23 @@ class Sweep:
         try:
             if known:
                 await self.hub.stop(lease.user, lease.server)
-            elif await self.ask(self.sessions.remove, lease.session, timeout=self.rules.absence_interval):
+            elif await self.remove(lease.session, lease.id):
                 await self.pool.move("close", lease, actor="service")
         except GPUPoolError as problem:
             self._log.warning("lease=%s is ended by a later sweep: %s", lease.id, problem.message)
+
+    async def remove(self, session: str, lease: str) -> bool:
+        """End a session by the backend and keep its last lines; True on proof that it is gone."""
+        lines: list[str] = []
+        gone = await self.ask(
+            self.sessions.remove, session, timeout=self.rules.absence_interval, keep=lines.append
+        )
+        for text in lines:
+            try:
+                await self.pool.ask("keep_log", lease, text)
+            except LeaseConflict as unknown:  # a left-over of a ledger that is no more
+                self._log.info("%s: its last lines are not kept: %s", session, unknown.message)
+        return bool(gone)
 
     async def release(self, lease: Lease, actor: str) -> None:
         """End a lease at its owner's or an admin's wish: leave the queue, or stop the session."""

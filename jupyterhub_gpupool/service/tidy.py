@@ -35,7 +35,10 @@ class Tidy:
             if session.lease in known:
                 continue
             lease: Lease | None = await self._pool.ask("lease", session.lease)
-            if lease is None and snapshot.settled:
+            if not session.running:
+                self._log.warning("%s of %r was left behind and is removed", session.name, session.user)
+                await self._sweep.remove(session.name, session.lease)
+            elif lease is None and snapshot.settled and not self._sweep.sessions.trusted:
                 # The ledger was whole when this one appeared: the marker is not ours, or is forged.
                 if session.name not in self._strange:
                     self._strange.add(session.name)
@@ -44,9 +47,19 @@ class Tidy:
                 await self._adopt(session)
             elif lease.state is State.CLOSED:
                 self._log.warning("lease=%s is closed, %s outlived it and is ended", lease.id, session.name)
-                await self._sweep.ask(
-                    self._sweep.sessions.remove, session.name, timeout=self._sweep.rules.absence_interval
-                )
+                await self._sweep.remove(session.name, session.lease)
+
+    async def foreigners(self, snapshot: Snapshot) -> None:
+        """Say on each device what others run there.  It is never touched."""
+        found = await self._sweep.ask(self._sweep.sessions.foreign) or ()
+        said = {}
+        for device in snapshot.devices:
+            mine = {device.id, *(instance.id for instance in device.instances), "all"}
+            names = sorted(one.name for one in found if mine & one.visible)
+            if names:
+                said[device.id] = f"in use by {', '.join(names)}, which is not of this pool"
+        if said != {device.id: device.foreign for device in snapshot.devices if device.foreign}:
+            await self._pool.ask("note_foreign", said)
 
     async def _adopt(self, session: Session) -> None:
         """Hold what a running session holds, on the word of its marker.  Its rules start anew."""
@@ -146,6 +159,9 @@ class Tidy:
         if now - first < self._sweep.rules.absence_interval:
             return
         try:
+            if not await self._sweep.remove(lease.session, lease.id):
+                return  # what is left of it could be started again
+            lease = await self._pool.ask("lease", lease.id)
             if lease.state is not State.STOPPING:
                 why = "the session ended by itself"
                 lease = await self._pool.move(

@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Protocol
 
-from ..model import CELLS_PER_GPU, Presence, Session, cell_numbers
+from ..cells import cell_numbers
+from ..model import CELLS_PER_GPU, Presence, Session
 
 CELL_LIST = re.compile(r"[0-9]{1,3}(-[0-9]{1,3})?(,[0-9]{1,3}(-[0-9]{1,3})?)*", re.ASCII)
 """A list of cells as a marker may hold it.  Short numbers: people can change what a marker says."""
 
 
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Something on this machine that is not the pool's and was given GPUs: ``visible`` UUIDs, or ``all``."""
+
+    name: str
+    visible: frozenset[str]
+
+
 class Sessions(Protocol):
     """What the pool asks of a backend."""
+
+    trusted: bool
+    """Whether nobody but the backend can write its markers: then an unknown session is adopted at any time."""
 
     def look(self, names: Collection[str]) -> dict[str, Presence]:
         """Say of each name whether its session is there.
@@ -31,11 +44,16 @@ class Sessions(Protocol):
         """Find all sessions of this pool; None when the backend did not answer.  Does not raise."""
         ...
 
-    def remove(self, name: str, *, timeout: float) -> bool:
+    def remove(self, name: str, *, timeout: float, keep: Callable[[str], None] | None = None) -> bool:
         """End a session with everything that belongs to it, within ``timeout`` seconds.
 
-        True only on proof of absence: the backend answered, and nothing of the session is left.
+        True only on proof of absence: the backend answered, and nothing of the session is left.  ``keep`` is
+        given the last lines that the session wrote, where the backend has them, before they are gone.
         """
+        ...
+
+    def foreign(self) -> tuple[Foreign, ...]:
+        """Find what others run on this machine's GPUs, as far as the backend knows.  Does not raise."""
         ...
 
 

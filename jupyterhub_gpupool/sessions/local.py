@@ -4,9 +4,6 @@ A process belongs to a session when its environment names the session's lease an
 belongs to it: process groups and session ids are of no use, because kernels and terminals have their own.
 A process that was once seen to belong stays so, whatever it does later.  What clears or hides its environment
 *and* leaves its parent before anybody looked (``env -i setsid``) escapes: only a cgroup would hold it.
-
-``/proc`` is read here and not through psutil, because psutil's creation time is a time of day, which a
-change of the clock moves, and because its wait reaps the hub's children behind the back of the hub.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import select
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -28,7 +25,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..model import Presence, Process, Session, session_name
-from . import marked_cells
+from . import Foreign, marked_cells
+from .proc import Stat, created, read, stat_of
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +42,6 @@ KEPT = ("GPUPOOL_", "NVIDIA_VISIBLE_DEVICES")
 KEPT_OF_HUB = ("JUPYTERHUB_USER", "JUPYTERHUB_SERVER_NAME", "JUPYTERHUB_SERVICE_URL")
 """What is kept of an environment, by the start of the name.  No secret is among them."""
 
-TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
-MIB = 1024 * 1024
 TOP = 1  # init, which inherits everybody's orphans
 
 KILL_WAIT = 1.0  # seconds for killed processes to go before the next look
@@ -54,25 +49,11 @@ WATCHED = 64
 """Processes whose end is waited for at once; each takes a file descriptor of the hub."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    """What ``/proc/PID/stat`` says.  CPU in seconds, ``reaped`` of children that were waited for."""
-
-    pid: int
-    parent: int
-    created: float
-    gone: bool
-    cpu: float
-    reaped: float
-    memory_mib: int
-    kernel: bool
-
-
 @dataclass(slots=True)
 class _Seen:
     """A living process of a scan; ``name`` of the session that its own marker names, empty without one."""
 
-    stat: _Stat
+    stat: Stat
     name: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
 
@@ -84,25 +65,13 @@ class _Seen:
 AGE = attrgetter("stat.created", "stat.pid")
 
 
-def created(pid: int, proc: Path = Path("/proc")) -> float | None:
-    """Say when the process was created, in seconds since the machine's start; None if none lives there.
-
-    Together with the pid it is the identity of a process.  A zombie does not live.
-    """
-    found = _stat(proc, pid)
-    return None if found is None or found.gone else found.created
-
-
-def alive(pid: int, since: float) -> bool:
-    """Say whether this very process lives: not missing, not a zombie, not another with the same pid."""
-    return created(pid) == since
-
-
 class LocalSessions:
     """The sessions of one pool on this machine, started under the account that asks.
 
     ``server_commands`` are programs or modules that are a notebook server, whose own use never counts.
     """
+
+    trusted = False  # whoever starts a process writes its environment
 
     def __init__(
         self, pool: str, *, server_commands: Iterable[str] = SERVER_COMMANDS, proc: str | Path = "/proc"
@@ -144,18 +113,29 @@ class LocalSessions:
         server = self._server_of(name)
         if server is None:
             return None
-        token = _environ(_read(self._proc, server.stat, "environ"), ("JUPYTERHUB_API_TOKEN",))
+        token = _environ(read(self._proc, server.stat, "environ"), ("JUPYTERHUB_API_TOKEN",))
         same = created(server.stat.pid, self._proc) == server.stat.created
         return token.get("JUPYTERHUB_API_TOKEN") if same else None
 
     def environment_of(self, name: str, pid: int = 0) -> dict[str, str]:
         """Read the GPUPOOL_ names and NVIDIA_VISIBLE_DEVICES that the server was launched with, {} without one."""
-        if pid and (stat := _stat(self._proc, pid)) and (raw := _read(self._proc, stat, "environ")):
+        if pid and (stat := stat_of(self._proc, pid)) and (raw := read(self._proc, stat, "environ")):
             return _environ(raw, KEPT)  # a scan of all processes costs much more
         server = self._server_of(name)
         return {key: at for key, at in (server.environ if server else {}).items() if key.startswith(KEPT)}
 
-    def remove(self, name: str, *, timeout: float, known: Collection[Identity] = frozenset()) -> bool:
+    def foreign(self) -> tuple[Foreign, ...]:
+        """Nothing: who else's processes are on a GPU is the driver's to say."""
+        return ()
+
+    def remove(
+        self,
+        name: str,
+        *,
+        timeout: float,
+        keep: Callable[[str], None] | None = None,
+        known: Collection[Identity] = frozenset(),
+    ) -> bool:
         """End every process of a session and those of ``known``, with all that descends from them.
 
         They are asked to end (TERM) for half of ``timeout`` and killed after it.  True when two fresh scans
@@ -226,7 +206,7 @@ class LocalSessions:
 
     def _is_server(self, seen: _Seen) -> bool:
         # The interpreter, its options and `-m` may come first; a job's own arguments come later.
-        words = _read(self._proc, seen.stat, "cmdline").split(b"\0")[:4]
+        words = read(self._proc, seen.stat, "cmdline").split(b"\0")[:4]
         return any(os.fsdecode(word).rpartition("/")[2] in self._commands for word in words)
 
     def _members(self, name: str = "", roots: Collection[Identity] = ()) -> Mapping[str, Sequence[_Seen]]:
@@ -268,12 +248,12 @@ class LocalSessions:
             raise OSError(errno.EIO, "the list of processes lacks this one", str(self._proc))
         found: dict[int, _Seen] = {}
         for pid in pids:
-            stat = _stat(self._proc, pid)
+            stat = stat_of(self._proc, pid)
             if stat is None or stat.gone:
                 continue
-            raw = _read(self._proc, stat, "environ")
+            raw = read(self._proc, stat, "environ")
             if not raw and not stat.kernel:
-                raw = _read(self._proc, stat, "environ")  # empty for an instant while a program is loaded
+                raw = read(self._proc, stat, "environ")  # empty for an instant while a program is loaded
             found[pid] = seen = _Seen(stat)
             if b"GPUPOOL_LEASE=" in raw:
                 seen.environ = _environ(raw, KEPT + KEPT_OF_HUB)
@@ -288,36 +268,6 @@ class LocalSessions:
         ):
             return ""
         return session_name(self._pool, lease, int(epoch))
-
-
-def _stat(proc: Path, pid: int) -> _Stat | None:
-    """Read the state of a process; None when it is gone."""
-    try:
-        text = (proc / str(pid) / "stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    if not text:
-        return None
-    words = text.rpartition(b")")[2].split()  # the program's name, in brackets, may hold anything
-    # A zombie with more threads than one is a process that runs on although its first thread has ended.
-    return _Stat(
-        pid=pid,
-        parent=int(words[1]),
-        created=int(words[19]) / TICKS,
-        gone=words[0] in b"ZXx" and int(words[17]) <= 1,
-        cpu=(int(words[11]) + int(words[12])) / TICKS,
-        reaped=(int(words[13]) + int(words[14])) / TICKS,
-        memory_mib=int(words[21]) * PAGE // MIB,
-        kernel=words[20] == b"0",
-    )
-
-
-def _read(proc: Path, stat: _Stat, name: str) -> bytes:
-    """Read a file of a process; empty when the process is gone or hides it.  Other errors are raised."""
-    try:
-        return (proc / str(stat.pid) / name).read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return b""
 
 
 def _environ(raw: bytes, kept: tuple[str, ...]) -> dict[str, str]:

@@ -120,7 +120,7 @@ class Adoption:
                 "The backend does not say whether your last session is still there. Try again in a minute.",
                 reason="backend",
             )
-        return listed
+        return tuple(session for session in listed if session.running)
 
     async def _adopt(self, lease: Lease, first: bool) -> None:
         """Take over a session that another process of this hub launched."""

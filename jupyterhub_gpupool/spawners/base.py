@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -22,7 +21,7 @@ from traitlets import Float, default
 
 from .. import faults, profiles, runtime
 from ..errors import GPUPoolError, LeaseConflict, Rejected, Unavailable
-from ..model import HOLDING, Lease, Owner, Request, Session, State
+from ..model import HOLDING, Device, Lease, Owner, Request, Session, State
 from ..pool import GPUPool
 from ..sessions import Sessions
 from .adoption import Adoption
@@ -37,9 +36,10 @@ GRANTED = frozenset({State.STARTING})
 class GPUPoolMixin(Adoption, Spawner):
     """Makes a stock spawner hold exactly the slice that the ledger granted.
 
-    A backend names its stock spawner behind this class and defines ``_sessions`` (who is there),
-    ``_prepare`` (what must be known before the launch), ``_attach`` (take a running session over),
-    ``_launched`` (what was really launched) and ``_end`` (end it, and prove that it is gone).
+    A backend names its stock spawner behind this class and defines ``_sessions`` (who is there), ``_provide``
+    (what must be there before anything is claimed), ``_prepare`` (what must be known before the launch),
+    ``_attach`` (take a running session over), ``_launched`` (what was really launched), ``_check`` (does it
+    work) and ``_end`` (end it, and prove that it is gone).
     """
 
     start_timeout: int  # a trait of the stock spawner; named here for the type checker
@@ -60,6 +60,7 @@ class GPUPoolMixin(Adoption, Spawner):
         self._lease: Lease | None = None
         self._entered = False  # this instance entered start(): a stop may mean "gave up"
         self._launching = False  # the stock start() was called for the lease at hand
+        self._devices: tuple[Device, ...] = ()  # those of the lease at hand
         self._polled = False
         self._steps = Steps()
 
@@ -69,6 +70,14 @@ class GPUPoolMixin(Adoption, Spawner):
     def _sessions(self) -> Sessions:
         """Who asks this backend about sessions."""
         raise NotImplementedError(f"{type(self).__name__} names no sessions backend")
+
+    @property
+    def _more_time(self) -> float:
+        """Seconds that :meth:`_provide` and :meth:`_check` may take beside the launch."""
+        return 0.0
+
+    async def _provide(self, choice: profiles.Choice) -> None:
+        """Have at hand what the launch will need; no slice is held while this takes its time."""
 
     def _prepare(self, lease: Lease) -> dict[str, Any]:
         """Decide what the ledger must know before the launch (a port, a name); nothing runs yet."""
@@ -80,6 +89,9 @@ class GPUPoolMixin(Adoption, Spawner):
     async def _launched(self, lease: Lease) -> tuple[dict[str, Any], list[str]]:
         """Return what to find the launched session by, and what differs from the lease, in words."""
         return {}, []
+
+    async def _check(self, lease: Lease) -> None:
+        """See that what runs works on its slice.  Raises Unavailable with the reason when it does not."""
 
     async def _end(self, lease: Lease, now: bool) -> bool:
         """End the session with everything that belongs to it; True on proof that it is gone."""
@@ -165,7 +177,7 @@ class GPUPoolMixin(Adoption, Spawner):
         self._launching = False
         self._lease = None
         self._steps = Steps()
-        self.start_timeout = int(self.pool.max_wait + self._launch_timeout + 60)
+        self.start_timeout = int(self.pool.max_wait + self._launch_timeout + self._more_time + 60)
         return self._start()
 
     async def _start(self) -> Any:
@@ -187,6 +199,7 @@ class GPUPoolMixin(Adoption, Spawner):
     async def _claim(self) -> tuple[Lease, Session | None]:
         """Wait until the lease holds its slices, or find that its session runs already."""
         choice = self._resolve(self.user_options)
+        await self._provide(choice)
         request = Request(
             owner=self._owner,
             server=self.name,
@@ -232,6 +245,7 @@ class GPUPoolMixin(Adoption, Spawner):
     async def _launch(self, lease: Lease, choice: profiles.Choice) -> Any:
         self._steps.add(20, f"Granted: {granted_in_words(lease)}")
         self._choice = choice
+        self._devices = await self.pool.ask("devices", [item.device for item in lease.slices])
         self._apply(choice)
         found = self._prepare(lease)
         await self.pool.ask("checkpoint", lease.id, found or {"launch": lease.epoch})
@@ -247,9 +261,10 @@ class GPUPoolMixin(Adoption, Spawner):
                 f"The session did not get what its lease says ({'; '.join(differences)}) and was ended.",
                 reason="wrong-slice",
             )
-        await self.pool.ask("checkpoint", lease.id, found | running, self._url_of(address))
-        faults.point("checkpoint.done")
-        self._lease = await self.pool.move("activate", lease, actor=self.user.name)
+        await self._check(lease)
+        self._lease = await self.pool.move(
+            "activate", lease, actor=self.user.name, runtime=found | running, url=self._url_of(address)
+        )
         faults.point("activate.done")
         self._steps.add(80, "Waiting for the notebook server to answer")
         return address
@@ -288,6 +303,7 @@ class GPUPoolMixin(Adoption, Spawner):
                 pool=self.pool.name,
                 owner=self._owner,
                 tensorflow=self._choice.tensorflow,
+                devices=self._devices,
             )
         return env
 
@@ -382,7 +398,3 @@ class GPUPoolMixin(Adoption, Spawner):
         """Place in the queue while it changes, then the steps of the launch.  Runs once for each open page."""
         async for step in self._steps.follow():
             yield step
-
-
-TEMPLATES = Path(__file__).parent.parent / "templates" / "hub"
-"""Pages of the hub that the pool replaces: waiting, and not running after a restart of the hub."""

@@ -15,7 +15,8 @@ from jupyterhub.utils import random_port
 from traitlets import Unicode, default
 
 from ..model import Lease, Session
-from ..sessions.local import LocalSessions, alive, created
+from ..sessions.local import LocalSessions
+from ..sessions.proc import alive, created
 from .base import GPUPoolMixin
 
 

@@ -19,7 +19,8 @@ import pytest
 
 from jupyterhub_gpupool.model import Presence, Process, Session, session_name
 from jupyterhub_gpupool.sessions import Sessions, marked_cells
-from jupyterhub_gpupool.sessions.local import LocalSessions, _end, _environ, alive, created
+from jupyterhub_gpupool.sessions.local import LocalSessions, _end, _environ
+from jupyterhub_gpupool.sessions.proc import alive, created
 
 PATIENCE = 30.0
 DEVICE = "GPU-11111111-2222-3333-4444-555555555555"
