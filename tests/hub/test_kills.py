@@ -51,7 +51,6 @@ WHILE_STARTING = {
     "grant.seen": False,
     "launch.intent": False,
     "launch.done": True,
-    "checkpoint.done": True,
     "activate.done": True,
 }
 WHILE_STOPPING = {"stop.intent": True, "stop.done": False, "close.done": False}

@@ -327,6 +327,8 @@ class World:
                 await self.spawner(user).run_post_stop_hook()
             except Crash:
                 return
+            if any(session.user == user for session in self.backend.live.values()):
+                raise Broken(f"{user}'s session runs, and the hub that came back has forgotten it")
             del self.rows[user]
         for user in waiting:
             if user not in self.rows and user not in self.wants_end:
