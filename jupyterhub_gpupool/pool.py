@@ -29,9 +29,6 @@ from .profiles import read as read_profiles
 P = ParamSpec("P")
 T = TypeVar("T")
 
-AFTER_MOVE = 0.2
-"""Seconds between two looks of the hub at the queue while its own sessions start and end."""
-
 TOLD_AT_ONCE = 30
 """People who are told of their place in one pass of the event loop."""
 
@@ -183,7 +180,7 @@ class GPUPool(LoggingConfigurable):
         self._ledger: Ledger | None = None
         self._registered = False
         self._watched: dict[str, _Watch] = {}
-        self._moved = asyncio.Event()
+        self._moves: list[tuple[Lease, str]] = []  # of the verb that runs on the worker thread
         self._watcher: asyncio.Task[None] | None = None
 
     # --- the worker thread ---------------------------------------------------------------------
@@ -202,13 +199,33 @@ class GPUPool(LoggingConfigurable):
     def ledger(self) -> Ledger:
         """The ledger; opened at the first call.  Blocks: for worker threads and commands only."""
         if self._ledger is None:
-            self._ledger = Ledger(self.database_url, self.policy, on_move=self._log)
+            self._ledger = Ledger(self.database_url, self.policy, on_move=self._moved)
         return self._ledger
 
     async def call(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function on the worker thread.  It goes on to its end even if the caller is cancelled."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._worker, partial(verb, *args, **kwargs))
+        return await loop.run_in_executor(self._worker, self._run, loop, partial(verb, *args, **kwargs))
+
+    def _run(self, loop: asyncio.AbstractEventLoop, verb: Callable[[], T]) -> T:
+        """Run a verb; what it moved is told once it is true, since a verb that fails takes its moves back."""
+        self._moves = []
+        result = verb()
+        for lease, before in self._moves:
+            self.log.info("%s", transition_line(lease, before))
+        awaited = [lease for lease, _ in self._moves if lease.id in self._watched]
+        if awaited:
+            loop.call_soon_threadsafe(self._tell, awaited)
+        return result
+
+    def _moved(self, lease: Lease, before: str) -> None:
+        self._moves.append((lease, before))
+
+    def _tell(self, moved: list[Lease]) -> None:
+        """Wake those who wait in this process for a lease that this process has moved."""
+        for lease in moved:
+            if lease.id in self._watched:
+                self._watched[lease.id].put(Waiting(lease.state, None, 0, lease.reason, lease))
 
     async def ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a verb of the ledger by its name, as soon as the ledger can be opened."""
@@ -275,7 +292,7 @@ class GPUPool(LoggingConfigurable):
 
     async def _watch(self) -> None:
         """Read the queue for everybody who waits in this process, and say that the hub lives."""
-        beat_at = places_at = 0.0
+        beat_at = 0.0
         while self._watched:
             try:
                 if time.monotonic() - beat_at >= BEAT_INTERVAL:
@@ -287,32 +304,17 @@ class GPUPool(LoggingConfigurable):
             except Exception:  # whatever it is, people wait and must be told when it is over
                 self.log.exception("The queue cannot be read, everybody keeps their place")
             else:
-                # Between two intervals only grants are told: a long queue of new places would hold the loop.
-                places = time.monotonic() - places_at >= self.watch_interval
-                places_at = time.monotonic() if places else places_at
                 for number, (lease, waiting) in enumerate(found.items(), 1):
                     if number % TOLD_AT_ONCE == 0:
                         await asyncio.sleep(0)  # others' work comes in between
-                    if lease in self._watched and (places or waiting.state is not State.QUEUED):
+                    if lease in self._watched:
                         self._watched[lease].put(waiting)
-            await self._pause()
-
-    async def _pause(self) -> None:
-        """Wait until the next look: a move of this hub may have granted something, and is not waited out."""
-        await asyncio.sleep(min(AFTER_MOVE, self.watch_interval))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self.watch_interval - AFTER_MOVE)):
-                await self._moved.wait()
-        self._moved.clear()
+            await asyncio.sleep(self.watch_interval)
 
     async def move(self, verb: str, lease: Lease, **kwargs: Any) -> Lease:
-        """Run a transition of the ledger; what it freed is seen at once by those who wait here."""
+        """Run a transition of the ledger."""
         moved: Lease = await self.ask(verb, lease.id, **kwargs)
-        self._moved.set()
         return moved
-
-    def _log(self, lease: Lease, before: str) -> None:
-        self.log.info("%s", transition_line(lease, before))
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -333,10 +335,15 @@ class _Watch:
         self._changed = asyncio.Event()
 
     def put(self, waiting: Waiting) -> None:
-        if waiting != self.latest:
+        if waiting != self.latest and not self._is_stale(waiting):
             self.latest = waiting
             self._changed.set()
             self._changed = asyncio.Event()
+
+    def _is_stale(self, waiting: Waiting) -> bool:
+        """Whether this was read before the grant that was told already: nobody comes back into the queue."""
+        granted = self.latest is not None and self.latest.state is not State.QUEUED
+        return granted and waiting.state is State.QUEUED
 
     async def wait(self, seconds: float) -> None:
         """Return at the next change, or when the time is over."""

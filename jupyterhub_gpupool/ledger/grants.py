@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,11 +64,20 @@ class Grants:
             room = self.policy.launches - counted.get(State.STARTING, 0)
         if room <= 0 or State.QUEUED not in counted:
             return []  # before the queue is read: it may be long
-        waiting = tx.run(_waiting, {"since": tx.now - self.policy.beat_age}).all()
-        return _Round(tx, self).run(waiting, room) if waiting else []
+        return _Round(tx, self).run(self._waiting(tx), room)
+
+    def _waiting(self, tx: Transaction) -> Iterator[Any]:
+        """The queue in order, read in parts: of a long one mostly the head is all that is looked at."""
+        since, after = tx.now - self.policy.beat_age, 0
+        while part := tx.run(_waiting, {"since": since, "after": after, "count": AT_ONCE}).all():
+            yield from part
+            after = part[-1].ticket
 
 
-_named = ("id", "owner", "user", "state", "step", "wish", "terms", "groups", "reason")
+AT_ONCE = 50
+"""Requests read at once; a ticket is given once, so the next part begins behind the last one's."""
+
+_named = ("id", "ticket", "owner", "user", "state", "step", "wish", "terms", "groups", "reason")
 _waiting = (
     select(*(t.leases.c[name] for name in _named))
     .join(t.hubs, t.hubs.c.name == t.leases.c.hub)
@@ -76,8 +85,10 @@ _waiting = (
         t.leases.c.state == State.QUEUED.value,
         t.leases.c.left_at.is_(None),
         t.hubs.c.beat_at >= bindparam("since"),
+        t.leases.c.ticket > bindparam("after"),
     )
     .order_by(t.leases.c.ticket)
+    .limit(bindparam("count"))
 )
 _counts = (
     select(t.leases.c.state, func.count())
@@ -132,7 +143,7 @@ class _Round:
         mig = any(device.instances and device.id in used for device in self.devices)
         return placement.Occupancy(used, set(self.tx.run(_taken).scalars()) if mig else set())
 
-    def run(self, waiting: Sequence[Any], room: float) -> list[str]:
+    def run(self, waiting: Iterable[Any], room: float) -> list[str]:
         granted: list[str] = []
         for row in waiting:
             if len(granted) >= room:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -138,6 +138,8 @@ class Waiting:
     place: int | None
     ahead: int
     why: str
+    lease: Lease | None = field(default=None, compare=False)
+    """The lease itself, where this was told by the move and not read."""
 
 
 def watch(conn: Connection, leases: Collection[str]) -> dict[str, Waiting]:

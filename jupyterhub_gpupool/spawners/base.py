@@ -215,11 +215,7 @@ class GPUPoolMixin(Adoption, Spawner):
             self._lease = lease
             if lease.state is State.QUEUED:
                 faults.point("enqueue.done")
-                async for waiting in self.pool.follow(lease.id, GRANTED):
-                    if waiting.state is State.QUEUED:
-                        self._steps.add(5, place_in_words(waiting), replaces="place", pace=pace_of(waiting))
-                lease = await self._mine(lease)
-                return lease, None
+                return await self._granted(lease), None
             if lease.state is State.STOPPING:
                 self._steps.add(3, "The session before this one is still being ended", replaces="place")
                 async for _ in self.pool.follow(lease.id, GONE):
@@ -235,12 +231,19 @@ class GPUPoolMixin(Adoption, Spawner):
             # A launch of an earlier hub that came to nothing: the sweep proves it and closes the lease.
             await self.pool.move("begin_stop", lease, actor="hub", reason="its session is gone")
 
-    async def _mine(self, lease: Lease) -> Lease:
-        fresh: Lease | None = await self.pool.ask("lease", lease.id)
-        if fresh is None or fresh.state is not State.STARTING:
+    async def _granted(self, lease: Lease) -> Lease:
+        """Wait in the queue, telling the place in it, and return the lease with its slices."""
+        granted: Lease | None = None
+        async for waiting in self.pool.follow(lease.id, GRANTED):
+            granted = waiting.lease
+            if waiting.state is State.QUEUED:
+                self._steps.add(5, place_in_words(waiting), replaces="place", pace=pace_of(waiting))
+        if granted is None:  # the grant was seen and not told: another process made it
+            granted = await self.pool.ask("lease", lease.id)
+        if granted is None or granted.state is not State.STARTING:
             raise LeaseConflict(f"Lease {lease.id} was taken back before its session was launched.")
-        self._lease = fresh
-        return fresh
+        self._lease = granted
+        return granted
 
     async def _launch(self, lease: Lease, choice: profiles.Choice) -> Any:
         self._steps.add(20, f"Granted: {granted_in_words(lease)}")

@@ -284,7 +284,7 @@ class World:
             {"GPUPool": {"database_url": self.url, "profiles": [PROFILE], "watch_interval": 0.001}}
         )
         pool = GPUPool(config=config)
-        pool._ledger = self._watched(Ledger(self.url, pool.policy, clock=self.clock, on_move=pool._log))
+        pool._ledger = self._watched(Ledger(self.url, pool.policy, clock=self.clock, on_move=pool._moved))
         return pool
 
     @property
