@@ -221,10 +221,8 @@ class GPUPoolMixin(Adoption, Spawner):
                 async for _ in self.pool.follow(lease.id, GONE):
                     continue
                 continue
-            if (
-                lease.state is State.STARTING and not lease.runtime
-            ):  # granted in the same transaction, nothing was launched for it
-                return lease, None
+            if lease.state is State.STARTING and not lease.runtime:
+                return lease, None  # granted in the same transaction, nothing was launched for it
             session = await self._find(lease)
             if session is not None:
                 return lease, session
@@ -233,13 +231,11 @@ class GPUPoolMixin(Adoption, Spawner):
 
     async def _granted(self, lease: Lease) -> Lease:
         """Wait in the queue, telling the place in it, and return the lease with its slices."""
-        granted: Lease | None = None
         async for waiting in self.pool.follow(lease.id, GRANTED):
-            granted = waiting.lease
             if waiting.state is State.QUEUED:
                 self._steps.add(5, place_in_words(waiting), replaces="place", pace=pace_of(waiting))
-        if granted is None:  # the grant was seen and not told: another process made it
-            granted = await self.pool.ask("lease", lease.id)
+        # Another process's grant is seen in the queue, without the lease.
+        granted: Lease | None = waiting.lease or await self.pool.ask("lease", lease.id)
         if granted is None or granted.state is not State.STARTING:
             raise LeaseConflict(f"Lease {lease.id} was taken back before its session was launched.")
         self._lease = granted
