@@ -44,6 +44,7 @@ KEPT_OF_HUB = ("JUPYTERHUB_USER", "JUPYTERHUB_SERVER_NAME", "JUPYTERHUB_SERVICE_
 
 TOP = 1  # init, which inherits everybody's orphans
 
+LOADING_LOOKS, LOADING_PAUSE = 20, 0.001  # while a program is loaded; what never shows either is let go
 KILL_WAIT = 1.0  # seconds for killed processes to go before the next look
 WATCHED = 64
 """Processes whose end is waited for at once; each takes a file descriptor of the hub."""
@@ -80,14 +81,27 @@ class LocalSessions:
         self._commands = frozenset(server_commands)
         self._proc = Path(proc)
         self._belongs: dict[Identity, str] = {}
-        """What the last scan found.  Only helps: a dying process has lost its environment already."""
+        """What was found last.  Only helps: a dying process has lost its environment already."""
 
     def look(self, names: Collection[str]) -> dict[str, Presence]:
-        """Say of each name whether any process of it lives.  One scan serves all; see :class:`Sessions`."""
-        found = self._answer()
+        """Say of each name whether any process of it lives; see :class:`Sessions`.
+
+        One that was seen to belong and lives is proof of presence.  Without one it takes a scan of all
+        processes, one for all names.
+        """
+        living = self._living()
+        found = living if living.issuperset(names) else self._answer()
         if found is None:
-            return dict.fromkeys(names, Presence.UNKNOWN)
+            return {name: Presence.PRESENT if name in living else Presence.UNKNOWN for name in names}
         return {name: Presence.PRESENT if name in found else Presence.ABSENT for name in names}
+
+    def _living(self) -> set[str]:
+        """The sessions of which a process lives that was seen to belong."""
+        try:
+            return {name for (pid, since), name in self._belongs.items() if created(pid, self._proc) == since}
+        except OSError as error:
+            log.warning("The processes of sessions cannot be read: %s", error)
+            return set()
 
     def list(self) -> tuple[Session, ...] | None:
         """Find all sessions of this pool with their processes.
@@ -120,7 +134,10 @@ class LocalSessions:
     def environment_of(self, name: str, pid: int = 0) -> dict[str, str]:
         """Read the GPUPOOL_ names and NVIDIA_VISIBLE_DEVICES that the server was launched with, {} without one."""
         if pid and (stat := stat_of(self._proc, pid)) and (raw := read(self._proc, stat, "environ")):
-            return _environ(raw, KEPT)  # a scan of all processes costs much more
+            found = _environ(raw, KEPT)  # a scan of all processes costs much more
+            if self._name(found) == name:
+                self._belongs = {**self._belongs, (stat.pid, stat.created): name}
+            return found
         server = self._server_of(name)
         return {key: at for key, at in (server.environ if server else {}).items() if key.startswith(KEPT)}
 
@@ -251,14 +268,24 @@ class LocalSessions:
             stat = stat_of(self._proc, pid)
             if stat is None or stat.gone:
                 continue
-            raw = read(self._proc, stat, "environ")
-            if not raw and not stat.kernel:
-                raw = read(self._proc, stat, "environ")  # empty for an instant while a program is loaded
             found[pid] = seen = _Seen(stat)
+            raw = self._environment(stat)
             if b"GPUPOOL_LEASE=" in raw:
                 seen.environ = _environ(raw, KEPT + KEPT_OF_HUB)
                 seen.name = self._name(seen.environ)
         return found
+
+    def _environment(self, stat: Stat) -> bytes:
+        """Read the environment of a process; a program that is being loaded is waited for, it has none yet."""
+        if stat.kernel:
+            return b""
+        for _ in range(LOADING_LOOKS):
+            if raw := read(self._proc, stat, "environ"):
+                return raw
+            if read(self._proc, stat, "cmdline"):  # it is loaded, and has or shows no environment
+                break
+            time.sleep(LOADING_PAUSE)
+        return read(self._proc, stat, "environ")
 
     def _name(self, environ: Mapping[str, str]) -> str:
         """The session that a marker names; empty for another pool's, and for no proper marker."""

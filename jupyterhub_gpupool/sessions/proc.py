@@ -47,10 +47,16 @@ def alive(pid: int, since: float) -> bool:
     return created(pid) == since
 
 
+def _bytes(path: str) -> bytes:
+    """Read a whole file; ``pathlib`` takes twice the time, and a scan reads two for each process."""
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
+
+
 def stat_of(proc: Path, pid: int) -> Stat | None:
     """Read the state of a process; None when it is gone."""
     try:
-        text = (proc / str(pid) / "stat").read_bytes()
+        text = _bytes(f"{proc}/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         return None
     if not text:
@@ -72,6 +78,6 @@ def stat_of(proc: Path, pid: int) -> Stat | None:
 def read(proc: Path, stat: Stat, name: str) -> bytes:
     """Read a file of a process; empty when the process is gone or hides it.  Other errors are raised."""
     try:
-        return (proc / str(stat.pid) / name).read_bytes()
+        return _bytes(f"{proc}/{stat.pid}/{name}")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""

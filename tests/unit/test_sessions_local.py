@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from jupyterhub_gpupool.model import Presence, Process, Session, session_name
-from jupyterhub_gpupool.sessions import Sessions, marked_cells
+from jupyterhub_gpupool.sessions import Sessions, local, marked_cells
 from jupyterhub_gpupool.sessions.local import LocalSessions, _end, _environ
 from jupyterhub_gpupool.sessions.proc import alive, created
 
@@ -199,6 +199,42 @@ def test_list_says_what_the_marker_says(machine: Machine) -> None:
 def test_a_default_server_has_no_name(machine: Machine) -> None:
     machine.start()
     assert machine.one().server == ""
+
+
+def test_one_process_that_lives_is_proof_of_presence(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = machine.start()
+    name = session_name(machine.pool, "l1", 1)
+    assert machine.sessions.environment_of(name, server.pid)["GPUPOOL_LEASE"] == "l1"
+
+    def fails() -> Any:
+        raise OSError("the processes cannot be listed")
+
+    monkeypatch.setattr(machine.sessions, "_scan", fails)
+    assert machine.sessions.look([name, "other"]) == {name: Presence.PRESENT, "other": Presence.UNKNOWN}
+    os.kill(server.pid, signal.SIGKILL)
+    until(lambda: created(server.pid) is None)
+    assert machine.sessions.look([name]) == {name: Presence.UNKNOWN}
+    monkeypatch.undo()
+    assert machine.sessions.look([name]) == {name: Presence.ABSENT}
+
+
+def test_a_program_that_is_being_loaded_is_waited_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = machine.start()
+    real, looks = local.read, []
+
+    def read(proc: Path, stat: Any, name: str) -> bytes:
+        if stat.pid == server.pid and len(looks) < 6:  # neither environment nor command line, as in execve
+            looks.append(name)
+            return b""
+        return real(proc, stat, name)
+
+    monkeypatch.setattr(local, "read", read)
+    assert machine.pids() == {server.pid}
+    assert looks == ["environ", "cmdline"] * 3
 
 
 @pytest.mark.parametrize(
