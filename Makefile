@@ -1,32 +1,33 @@
 # The commands of the project.  Debian's packages git, make, python3 and python3-venv are all they need;
 # everything is installed into .venv.  `make PYTHON=python3.12 …` takes another Python.
 .POSIX:
-.PHONY: help install demo test lint bench docs clean
+.PHONY: help install demo test lint bench image image-lock docs clean
 
 PYTHON = python3
 PYTEST_ARGS = -n 2 --dist loadfile
+VARIANT = gpu
 INSTALL = PYTHON='$(PYTHON)' sh scripts/install.sh
 BIN = .venv/bin
 
 help:
-	@echo 'make install   make .venv and install the hub, its proxy, JupyterLab and TensorFlow'
-	@echo 'make demo      install, then run the hub on http://127.0.0.1:8000 (Ctrl-C stops it)'
+	@echo 'make install   make .venv and install the hub, its proxy, JupyterLab and what the backend of the demo needs'
+	@echo 'make demo      install, then run the hub on http://127.0.0.1:8000 (GPUPOOL_BACKEND=docker for containers)'
 	@echo 'make test      install what the tests need, and run them all (PYTEST_ARGS="-k queue" for some)'
 	@echo 'make lint      the checkers: ruff, mypy, import contracts, codespell'
 	@echo 'make bench     the figures, as tables'
+	@echo 'make image     build the TensorFlow image with the Docker Engine (VARIANT=cpu without CUDA, BASE=… on another base)'
 	@echo 'make docs      write the generated pages in docs/'
 	@echo 'make clean     remove .venv and caches (the state in .gpupool stays)'
 
 install:
-	@$(INSTALL) hub demo
+	@$(INSTALL) hub backend
 
 demo:
-	@$(INSTALL) -n 4 hub demo
-	@echo '[4/4] Starting the hub (Ctrl-C stops it)'
+	@$(INSTALL) -l 'Starting the hub (Ctrl-C stops it)' hub backend
 	@exec $(BIN)/python -m jupyterhub -f jupyterhub_config.py
 
 test:
-	@$(INSTALL) hub demo test
+	@$(INSTALL) hub demo docker test
 	@command -v chromium >/dev/null || \
 	    echo "gpupool: the browser tests are skipped: they need Debian's package chromium (apt-get install chromium)." >&2
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -40,11 +41,19 @@ lint:
 	@$(BIN)/codespell
 
 bench:
-	@$(INSTALL) hub
+	@$(INSTALL) hub demo docker
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit; done
 
+# The image's lock files alone pin what is in it: nothing of .venv goes into it.
+image:
+	@VARIANT='$(VARIANT)' BASE='$(BASE)' TAG='$(TAG)' BUILD_ARGS='$(BUILD_ARGS)' sh scripts/image.sh build
+
+image-lock:
+	@$(INSTALL) dev
+	@PATH="$$(pwd)/$(BIN):$$PATH" LOCK_ARGS='$(LOCK_ARGS)' sh scripts/image.sh lock
+
 docs:
-	@$(INSTALL) hub
+	@$(INSTALL) hub docker
 	@$(BIN)/python scripts/docs.py
 
 clean:

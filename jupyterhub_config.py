@@ -5,6 +5,8 @@ For a hub of your own: copy it, leave out what has to do with `demo`, put in you
 name your backend in the last line, and change profiles and limits to what your lab has.
 """
 
+from pathlib import Path
+
 from jupyterhub_gpupool import configure, demo
 
 c = get_config()  # noqa: F821
@@ -21,6 +23,10 @@ c.SimulatedDevices.gpus = [
 # Short, so that one sees it happen. In earnest, half an hour ("window": 1800) and ten minutes ("warn": 600).
 idle = {"window": 60, "warn": 30, "extend": 60, "extend_max": 180, "min_age": 30}
 
+# --- What a session may take of the machine: for the demo what a laptop can bear --------------------
+# Only containers are held to it; processes of the backend "local" are told it.
+size = {"cpu_limit": 2, "mem_limit": "4G"}
+
 # --- What people may choose -----------------------------------------------------------------------
 # The names are KubeSpawner's; "gpu" says which slice the session gets. Without "gpu" it gets none.
 c.GPUPool.profiles = [
@@ -31,6 +37,7 @@ c.GPUPool.profiles = [
         "default": True,
         "gpu": {"memory": "20G", "compute": 25, "model": "A100*"},
         "idle": idle,
+        **size,
         "profile_options": {
             "threads": {
                 "display_name": "CPU threads for TensorFlow",
@@ -62,6 +69,7 @@ c.GPUPool.profiles = [
         "description": "A third of the memory and of the compute.",
         "gpu": {"memory": "1/3", "model": "A100*"},
         "idle": idle,
+        **size,
     },
     {
         "slug": "half-a100",
@@ -69,6 +77,7 @@ c.GPUPool.profiles = [
         "description": "40 GB and half of the compute.",
         "gpu": {"memory": "1/2", "compute": 50, "model": "A100*"},
         "idle": idle,
+        **size,
     },
     {
         "slug": "whole-a100",
@@ -76,6 +85,7 @@ c.GPUPool.profiles = [
         "description": "80 GB, nobody else on it.",
         "gpu": {"count": 1, "model": "A100*"},
         "idle": idle,
+        **size,
     },
     {
         "slug": "two-a100",
@@ -83,6 +93,7 @@ c.GPUPool.profiles = [
         "description": "For training on several GPUs. Only for the group vision.",
         "gpu": {"count": 2, "model": "A100*"},
         "idle": idle,
+        **size,
         "allowed_groups": ["vision"],
     },
     {
@@ -91,6 +102,7 @@ c.GPUPool.profiles = [
         "description": "A seventh of an H100, kept apart by the hardware.",
         "gpu": {"mig": "1g.10gb"},
         "idle": idle,
+        **size,
     },
     {
         "slug": "mig-large",
@@ -98,6 +110,7 @@ c.GPUPool.profiles = [
         "description": "Three sevenths of an H100, kept apart by the hardware.",
         "gpu": {"mig": "3g.40gb"},
         "idle": idle,
+        **size,
     },
     {
         "slug": "t4",
@@ -105,11 +118,13 @@ c.GPUPool.profiles = [
         "description": "16 GB. For trying things out.",
         "gpu": {"count": 1, "model": "T4"},
         "idle": idle,
+        **size,
     },
     {
         "slug": "cpu",
         "display_name": "CPU only",
         "description": "No GPU and no queue. For writing and plotting.",
+        **size,
     },
 ]
 
@@ -125,7 +140,8 @@ c.GPUPool.limits = {
 c.GPUPoolService.mode = "reclaim"  # or "warn", or "observe": only say what it would do
 c.GPUPoolService.sweep_interval = 2
 
-# --- Users, login, proxy, ports and files of the demo ---------------------------------------------
-backend = demo.setup(c)
+# --- Users, login, proxy, ports and files of the demo; processes or containers (GPUPOOL_BACKEND) ---
+# In earnest, for containers: c.GPUPoolDockerSpawner.image = "sha256:…", as `make image` prints it.
+backend = demo.setup(c, images=Path(__file__).parent / "images" / "tensorflow")
 
 configure(c, backend=backend)

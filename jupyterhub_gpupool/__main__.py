@@ -38,11 +38,23 @@ def main(argv: list[str] | None = None) -> int:
 
         set_fault(chosen.faults_file, chosen.device, None if chosen.fault == "well" else chosen.fault)
     else:
-        from .configuration import SECTIONS
-
-        for owner in SECTIONS.values():
-            print(owner.class_config_section([owner]))
+        print_config()
     return 0
+
+
+def print_config() -> None:
+    """Print the settings of the pool and of the spawners whose packages are installed."""
+    from .configuration import BACKENDS, SECTIONS, spawner_of
+
+    for owner in SECTIONS.values():
+        print(owner.class_config_section([owner]))
+    for backend in sorted(BACKENDS):
+        try:
+            spawner = spawner_of(backend)
+        except SystemExit as missing:
+            print(f"# {missing}\n")
+        else:
+            print(spawner.class_config_section([spawner]))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 #!/bin/sh
 # Make .venv and install the named extras of setup.cfg into it, with a line for each step.
 #
-#   scripts/install.sh [-n STEPS] EXTRA…      STEPS: how many steps the caller counts in all
+#   scripts/install.sh [-l STEP] EXTRA…      STEP: the caller's own last step, said when the others are done
+#
+# The extra "backend" stands for what the demo needs for its sessions: `demo` (TensorFlow) where they are processes, `docker`
+# where they are containers, as GPUPOOL_BACKEND says; both where that is open and a container engine answers.
 #
 # What is there already is skipped: a stamp in .venv holds what an extra was installed from.  Any failure ends with one
 # sentence and a status other than 0.  PYTHON names the Python to use (python3).
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-steps=
-if [ "${1:-}" = -n ]; then steps=$2; shift 2; fi
-steps=${steps:-$(($# + 1))}
+last=
+if [ "${1:-}" = -l ]; then last=$2; shift 2; fi
 step=0
 
 fail() { echo "gpupool: $1" >&2; exit 1; }
@@ -20,12 +22,30 @@ say() { step=$((step + 1)); echo "[$step/$steps] $1"; }
 title() {
     case $1 in
         hub) echo "JupyterHub, its proxy and JupyterLab" ;;
+        docker) echo "the Docker backend (it talks to the container engine)" ;;
         demo) echo "TensorFlow (by far the largest download)" ;;
         test) echo "what the tests need" ;;
         dev) echo "the checkers" ;;
         *) fail "setup.cfg has no extra \"$1\" that this script knows." ;;
     esac
 }
+
+engine_answers() { command -v docker >/dev/null 2>&1 && timeout 10 docker version >/dev/null 2>&1; }
+
+for extra in "$@"; do
+    shift
+    if [ "$extra" != backend ]; then
+        set -- "$@" "$extra"
+        continue
+    fi
+    case ${GPUPOOL_BACKEND:-auto} in
+        docker) set -- "$@" docker ;;
+        auto) if engine_answers; then set -- "$@" demo docker; else set -- "$@" demo; fi ;;
+        *) set -- "$@" demo ;;
+    esac
+done
+steps=$(($# + 1))
+if [ -n "$last" ]; then steps=$((steps + 1)); fi
 
 command -v "$python" >/dev/null 2>&1 ||
     fail "there is no $python here. Install Debian's packages python3 and python3-venv, or name another: make PYTHON=…"
@@ -62,3 +82,4 @@ for extra in "$@"; do
         fail "$title could not be installed: pip's reason is above. Without a network it cannot work; what is there is kept."
     echo "$source" >"$stamp"
 done
+if [ -n "$last" ]; then say "$last"; fi

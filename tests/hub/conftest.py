@@ -58,6 +58,7 @@ class HubUnderTest:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = state.parent / f"{state.name}.log"
         self.fault = ""
+        self.environ = {"GPUPOOL_BACKEND": "local"}  # what the demo reads, whatever this machine has
 
     # --- processes -----------------------------------------------------------------------------
 
@@ -71,6 +72,7 @@ class HubUnderTest:
             "GPUPOOL_TEST": json.dumps(self.given),
             "GPUPOOL_FAULT": self.fault,
             "TEST_HUB_VERSION": jupyterhub.__version__,
+            **self.environ,
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -10,9 +10,13 @@ import pytest
 from traitlets.config import Config
 
 from jupyterhub_gpupool import configure
+from jupyterhub_gpupool.__main__ import main as gpupool
+from jupyterhub_gpupool.configuration import BACKENDS
 from jupyterhub_gpupool.ledger import Ledger
 
 GPUS = [{"model": "A100-SXM4-80GB", "memory": "80G", "compute_capability": "8.0", "count": 1}]
+IMAGE = f"sha256:{'1234abcd' * 8}"
+NOWHERE = "unix:///nowhere/docker.sock"
 PROFILE: dict[str, Any] = {"display_name": "Mine", "slug": "mine"}
 
 
@@ -104,9 +108,101 @@ def test_a_mistake_is_named_in_one_sentence(
     assert capsys.readouterr().out == ""
 
 
+def spawner(**settings: Any) -> dict[str, dict[str, Any]]:
+    return {"GPUPoolDockerSpawner": {"image": IMAGE, **settings}}
+
+
+MISTAKES_WITH_CONTAINERS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
+    "spawner": (spawner(imge="x"), ("c.GPUPoolDockerSpawner.imge is not", "Did you mean 'image'?")),
+    "no-image": (profile(), ("'mine' names no image", "c.GPUPoolDockerSpawner.image", "`make image`")),
+    "image-by-tag": (profile(image="lab/image:1"), ("'mine'", "'lab/image:1' has no digest", "allowed")),
+    "names": ({"DockerSpawner": {"name_template": "x"}}, ("name_template", "belongs to the pool")),
+    "removal": (spawner(remove=False), ("remove", "belongs to the pool", "never started again")),
+    "auto-remove": (spawner(extra_host_config={"auto_remove": True}), ("auto_remove", "belongs to the pool")),
+    "restart": (
+        spawner(extra_host_config={"restart_policy": {"Name": "always"}}),
+        ("restart_policy", "belongs to the pool", "without a lease"),
+    ),
+    "privileged": (spawner(extra_host_config={"privileged": True}), ("privileged", "in unsafe")),
+    "privileged-profile": (
+        profile(image=IMAGE, spawner_override={"extra_host_config": {"privileged": True}}),
+        ("Profile 'mine'", "privileged", "in unsafe"),
+    ),
+    "root": (spawner(run_as="0:0"), ("run_as", "root-user")),
+    "unsafe": (spawner(unsafe=["danger"]), ("unsafe names 'danger'", "Allowed: privileged,")),
+    "seconds": (
+        profile(image=IMAGE, spawner_override={"check_timout": 1}),
+        ("'check_timout'", "did you mean"),
+    ),
+    "engine": (spawner(), ("engine does not answer", "`systemctl start docker`", "DOCKER_HOST")),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_WITH_CONTAINERS)
+def test_a_mistake_with_containers_is_named_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", NOWHERE)
+    sections, says = MISTAKES_WITH_CONTAINERS[mistake]
+    with pytest.raises(SystemExit) as ended:
+        configure(made(tmp_path, sections), backend="docker")
+    said = str(ended.value.code)
+    assert said.startswith("gpupool: ") and "\n" not in said
+    for part in says:
+        assert part.lower() in said.lower()
+
+
+class Engine:
+    """An engine with a network of ours."""
+
+    def inspect_network(self, name: str) -> dict[str, Any]:
+        assert name == "gpupool-gpupool"
+        return {"Name": name, "IPAM": {"Config": [{"Gateway": "127.0.0.9"}]}}
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_the_hub_listens_where_containers_reach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jupyterhub_gpupool.configuration.docker.connect", lambda **_: Engine())
+    c = made(tmp_path, spawner())
+    configure(c, backend="docker")
+    assert c.JupyterHub.hub_ip == "127.0.0.9"
+    assert c.JupyterHub.spawner_class.__name__ == "GPUPoolDockerSpawner"
+    handed = json.loads((tmp_path / "service.json").read_text())
+    assert (handed["GPUPoolService"]["backend"], handed["GPUPoolService"]["engine"]) == ("docker", {})
+    # An address of the admin's own stays; and a hub that knows the address starts without the engine.
+    monkeypatch.undo()
+    monkeypatch.setenv("DOCKER_HOST", NOWHERE)
+    c = made(tmp_path, {**spawner(), "JupyterHub": {"hub_connect_ip": "127.0.0.3"}})
+    configure(c, backend="docker")
+    assert "hub_ip" not in c.JupyterHub
+    assert "the container engine does not answer, sessions wait for it" in capsys.readouterr().err
+
+
 def test_a_backend_that_this_version_does_not_have(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"gpupool: configure\(backend='docker'\).*'local'"):
-        configure(made(tmp_path, {}), backend="docker")
+    with pytest.raises(SystemExit, match=r"gpupool: configure\(backend='slurm'\).*'docker', 'local'"):
+        configure(made(tmp_path, {}), backend="slurm")
+
+
+def test_generated_configuration_has_every_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpupool(["generate-config"]) == 0
+    said = capsys.readouterr().out
+    for name in ("GPUPool.profiles", "GPUPoolService.mode", "GPUPoolLocalSpawner.homes"):
+        assert f"# c.{name} = " in said
+    assert "# c.GPUPoolDockerSpawner.gpu_access = 'auto'" in said
+
+
+def test_generated_configuration_names_what_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BACKENDS, "docker", "a_package_of_nobody:Spawner")
+    assert gpupool(["generate-config"]) == 0
+    said = capsys.readouterr().out
+    assert "# gpupool: The backend 'docker' needs the package 'a_package_of_nobody'" in said
+    assert "c.GPUPoolLocalSpawner.homes" in said
 
 
 def test_without_mistakes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
