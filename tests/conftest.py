@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-NEEDS = {"browser": ("chromium", "Debian's package chromium is not installed")}
-"""Marker → the program that its tests need, and what to say where it is missing."""
+
+def _no_browser() -> str:
+    return "" if shutil.which("chromium") else "Debian's package chromium is not installed"
+
+
+def _no_docker() -> str:
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    missing = [
+        name for name in ("docker", "dockerd", "containerd", "runc") if not shutil.which(name, path=path)
+    ]
+    if missing:
+        return f"Debian's package docker.io is not installed ({', '.join(missing)} not found)"
+    return "" if os.geteuid() == 0 else "only root can start a Docker Engine of its own"
+
+
+def _no_image() -> str:
+    from jupyterhub_gpupool.demo.backend import find_image
+
+    try:
+        find_image(os.environ.get("GPUPOOL_IMAGE", ""), Path(__file__).parents[1] / "images" / "tensorflow")
+    except ValueError as problem:
+        return f"no session can run in the TensorFlow image here, because {problem}"
+    return ""
+
+
+NEEDS: dict[str, Callable[[], str]] = {"browser": _no_browser, "docker": _no_docker, "image": _no_image}
+"""Marker → what its tests lack on this machine, in words; empty when nothing."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,8 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker, (program, reason) in NEEDS.items():
-        if item.get_closest_marker(marker) and shutil.which(program) is None:
+    for marker, lacking in NEEDS.items():
+        if item.get_closest_marker(marker) and (reason := lacking()):
             if marker in _required(item.config):
                 pytest.fail(f"{reason}, and --require {marker} was given")
             pytest.skip(reason)
