@@ -121,6 +121,7 @@ class Hub:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
             "GPUPOOL_STATE_DIR": str(self.state),
             "GPUPOOL_PORT": str(self.port),
+            "GPUPOOL_BACKEND": "local",
             "GPUPOOL_BENCH": json.dumps(self.given),
             "TEST_HUB_VERSION": jupyterhub.__version__,
         }

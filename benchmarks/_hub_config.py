@@ -1,7 +1,8 @@
 """The hubs of the benchmarks: the demo's hub with the pool, and the same hub without it.
 
 Read from ``GPUPOOL_BENCH``: ``arm`` (``pool``, ``stock``), ``session`` (``miniature``, ``real``, ``null``,
-``waiting``), ``gpus``, ``config`` (sections of settings), ``trace`` (a file for what holds the event loop).
+``waiting``, ``container``), ``image`` and ``network`` of containers, ``gpus``, ``config`` (sections of settings),
+``trace`` (a file for what holds the event loop).
 """
 
 import json
@@ -14,6 +15,8 @@ import _trace
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 
 from jupyterhub_gpupool import configure, demo
+from jupyterhub_gpupool.sessions.docker import connect
+from jupyterhub_gpupool.spawners.network import ensure_network
 
 c = get_config()  # noqa: F821
 given = json.loads(os.environ["GPUPOOL_BENCH"])
@@ -42,6 +45,18 @@ if given["session"] == "miniature":
     if not pooled:
         c.Spawner.environment = {"GPUPOOL_LEASE": "none", "NVIDIA_VISIBLE_DEVICES": "void"}
 
+if given["session"] == "container":
+    backend = "docker"
+    # Both arms on the same network, with a home that stays.
+    c.JupyterHub.hub_ip = ensure_network(connect(), given["network"], "benchmark")
+    c.DockerSpawner.image = given["image"]
+    c.DockerSpawner.network_name = given["network"]
+    c.DockerSpawner.use_internal_ip = False
+    c.DockerSpawner.volumes = {f"{given['network']}-{{username}}": "/home/jovyan"}
+    c.Spawner.env_keep = []
+    if not pooled:
+        c.JupyterHub.spawner_class = "dockerspawner.DockerSpawner"
+        c.DockerSpawner.remove = True
 if pooled:
     configure(c, backend=backend)
 if given["session"] == "null":

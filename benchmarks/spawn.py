@@ -1,22 +1,27 @@
-"""Spawn with the pool against the stock SimpleLocalProcessSpawner.
+"""Spawn with the pool against the stock SimpleLocalProcessSpawner, and against the stock DockerSpawner.
 
 Two real hubs run side by side, the same but for the pool: same JupyterHub, proxy, database and notebook
 server.  Users start their server in one and in the other by turns.  A start is measured from the request
 to the answer that the server is ready; hub CPU is that of the hub process with all its threads meanwhile.
-First with a notebook server in miniature that is up in a moment, then with JupyterLab.
+First with a notebook server in miniature that is up in a moment, then with JupyterLab, then in containers of
+the same image (the launch check is remembered by then).
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from _hub import MINIATURE, VERDICTS, Hub, folder, load_note, parser, spread, table, until, verdict
+import docker
+from _hub import MINIATURE, ROOT, VERDICTS, Hub, folder, load_note, parser, spread, table, until, verdict
 
 ARMS = ("stock", "pool")
+NETWORK = "gpupool-benchmark"
+"""Network of the containers, and how the names of their volumes begin."""
 
 
 @dataclass
@@ -47,13 +52,19 @@ def one(hub: Hub, user: str, figures: Figures | None) -> None:
         figures.stop_cpu.append(stopped[1])
 
 
-def measure(parent: Path, session: str, spawns: int, warm: int) -> dict[str, Figures]:
+def measure(parent: Path, session: str, spawns: int, warm: int, image: str = "") -> dict[str, Figures]:
     """Start servers by turns in two hubs; the first ``warm`` of each are not counted."""
     figures = {arm: Figures() for arm in ARMS}
     users = [f"user{n}" for n in range(spawns + warm)]
     with ExitStack() as stack:
         # A start's request is answered when the server is ready, so no figure depends on asking again.
-        given = {"session": session, "miniature": str(MINIATURE), "slow_spawn_timeout": 120}
+        given = {
+            "session": session,
+            "miniature": str(MINIATURE),
+            "image": image,
+            "network": NETWORK,
+            "slow_spawn_timeout": 120,
+        }
         hubs = {arm: stack.enter_context(Hub(parent, arm=arm, **given)) for arm in ARMS}
         for hub in hubs.values():
             hub.add_users(users)
@@ -102,17 +113,53 @@ def report(session: str, figures: dict[str, Figures], judged: bool) -> None:
     )
 
 
+def built() -> str:
+    """What `make image` built last, for CPUs before GPUs; empty when nothing."""
+    for variant in ("cpu", "gpu"):
+        file = ROOT / "images" / "tensorflow" / f"digest-{variant}"
+        if file.exists():
+            return file.read_text().strip()
+    return ""
+
+
+@contextmanager
+def engine() -> Iterator[None]:
+    """Remove what the containers' hubs leave on the engine: a benchmark's hubs are killed."""
+    client = docker.from_env()
+    try:
+        yield
+    finally:
+        for container in client.containers.list(all=True, filters={"network": NETWORK}):
+            container.remove(force=True, v=True)
+        for network in client.networks.list(names=[NETWORK]):
+            network.remove()
+        for volume in client.volumes.list():
+            if volume.name.startswith(NETWORK):
+                volume.remove()
+
+
 def main() -> None:
     line = parser(__doc__)
     line.add_argument(
         "--spawns", type=int, default=30, help="starts in each hub with the miniature server (30)"
     )
     line.add_argument("--real", type=int, default=4, help="starts in each hub with JupyterLab; 0: none (4)")
+    line.add_argument(
+        "--containers", type=int, default=6, help="starts in each hub in containers; 0: none (6)"
+    )
+    line.add_argument("--image", help="image of the containers (default: what `make image` built)")
     options = line.parse_args()
+    image = options.image or built()
     with folder(options.dir) as parent:
         report("miniature", measure(parent, "miniature", options.spawns, 3), judged=True)
         if options.real >= 2:
             report("JupyterLab", measure(parent, "real", options.real, 1), judged=True)
+        if options.containers >= 2 and image:
+            with engine():
+                figures = measure(parent, "container", options.containers, 2, image)
+            report("in containers", figures, judged=True)
+        elif options.containers:
+            print("\nNo figure for containers: `make image VARIANT=cpu` builds the image for it.")
     print(load_note())
 
 
