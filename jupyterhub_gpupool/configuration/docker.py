@@ -15,7 +15,7 @@ from ..pool import GPUPool
 from ..profiles import Profile
 from ..sessions.docker import ENGINE_ERRORS, connect
 from ..spawners.docker import GPUPoolDockerSpawner, engine_settings, network_of
-from ..spawners.network import ensure_network
+from ..spawners.network import ensure_network, is_here
 from . import plain
 
 SECTIONS = ("DockerSpawner", GPUPoolDockerSpawner.__name__)
@@ -43,8 +43,15 @@ def prepare(c: Config, pool: GPUPool, state: Path) -> None:
     if "network_name" in given:
         return  # the admin's own network, and so the hub's address
     address = _address(settings, pool.name, state)
-    if not any(name in c.JupyterHub for name in HUB_ADDRESS):
-        c.JupyterHub.hub_ip = address
+    if any(name in c.JupyterHub for name in HUB_ADDRESS):
+        return
+    if not is_here(address):
+        raise ValueError(
+            f"Containers look for the hub at {address}, which is no address of this machine: the container engine "
+            "runs elsewhere, in a virtual machine, rootless, or not at all. Name another engine with DOCKER_HOST, or "
+            "say with c.JupyterHub.hub_ip and hub_connect_ip where its containers reach the hub."
+        )
+    c.JupyterHub.hub_ip = address
 
 
 def _settings(c: Config) -> dict[str, Any]:

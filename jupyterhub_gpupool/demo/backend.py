@@ -11,7 +11,7 @@ from ..containment import image_problem
 from ..sessions import Sessions
 from ..sessions.local import LocalSessions
 from .model import Backend, fail
-from .state import is_free, kept
+from .state import kept
 
 BACKENDS = ("auto", "docker", "local")
 PACKAGES = ("docker", "dockerspawner")
@@ -75,6 +75,7 @@ def find_image(image: str, images: Path | None) -> str:
         )
     from ..sessions.docker import ENGINE_ERRORS, connect
     from ..spawners.images import image_id
+    from ..spawners.network import is_here
 
     if image and (problem := image_problem(image, "*")):
         raise ValueError(f"GPUPOOL_IMAGE names none. {problem}")
@@ -84,7 +85,7 @@ def find_image(image: str, images: Path | None) -> str:
         engine = connect(timeout=ENGINE_TIMEOUT)
         try:
             found = next((key for name in wanted if name and (key := image_id(engine, name))), "")
-            here = all(is_free(0, address) for address in gateways_of(engine))
+            here = all(map(is_here, gateways_of(engine)))
         finally:
             engine.close()
     except ENGINE_ERRORS as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -195,11 +196,14 @@ class DockerSessions:
         engine = connect(**{**self.settings, "timeout": timeout})
         try:
             made = engine.exec_create(name, list(command), stdin=False)
-            out, err = engine.exec_start(made["Id"], demux=True)
+            # Not by exec_start(): that waits for the output without any limit.
+            url = f"{engine.base_url}/v{engine.api_version}/exec/{made['Id']}/start"
+            answer = engine.post(url, json={"Detach": False, "Tty": False}, timeout=timeout)
+            answer.raise_for_status()
             status = engine.exec_inspect(made["Id"])["ExitCode"]
         finally:
             engine.close()
-        texts = (bytes(text or b"").decode("utf-8", "replace") for text in (out, err))
+        texts = (text.decode("utf-8", "replace") for text in _apart(answer.content))
         return Ran(-1 if status is None else int(status), *texts)
 
     def _stop(self, found: Mapping[str, Any], grace: float) -> None:
@@ -283,6 +287,17 @@ class DockerSessions:
         if host.get("Runtime") == "nvidia" and seen not in NO_GPU:
             ids |= set(seen.split(","))
         return Foreign(found["Name"].lstrip("/"), frozenset(ids)) if ids else None
+
+
+def _apart(raw: bytes) -> tuple[bytes, bytes]:
+    """What a command wrote to stdout and to stderr, from the engine's stream of frames."""
+    parts: dict[int, list[bytes]] = {1: [], 2: []}
+    at = 0
+    while at + 8 <= len(raw):
+        kind, size = struct.unpack_from(">BxxxL", raw, at)
+        parts.setdefault(kind, []).append(raw[at + 8 : at + 8 + size])
+        at += 8 + size
+    return b"".join(parts[1]), b"".join(parts[2])
 
 
 def _presence(state: str) -> Presence:

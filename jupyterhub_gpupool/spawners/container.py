@@ -30,8 +30,9 @@ LONGEST_REASON = 300
 class Container(DockerSpawner):
     """A container that is made once, started once and never used again."""
 
-    # The trait of the stock spawner; False would keep the API token and start the old container again.
-    remove = Bool(True, help="Fixed: a session's container is removed when it has ended.")
+    # The trait of the stock spawner; False would keep the API token and start the old container again.  It is
+    # a setting, so that whoever sets it is told by configure() whose it is.
+    remove = Bool(True, help="Fixed: a session's container is removed when it has ended.").tag(config=True)
 
     _executor: ClassVar[ThreadPoolExecutor] = ThreadPoolExecutor(
         ENGINE_THREADS, thread_name_prefix="gpupool-engine"
@@ -87,7 +88,9 @@ class Container(DockerSpawner):
         except RuntimeError as problem:  # the stock spawner's word for "no port is published"
             found = await self._definite()
             status = "it was removed" if found is None else f"status {found['State']['ExitCode']}"
-            raise Unavailable(f"The session ended right after its start: {status}.", reason="engine") from problem
+            raise Unavailable(
+                f"The session ended right after its start: {status}.", reason="engine"
+            ) from problem
         return str(ip), int(port)
 
     async def _create(self) -> str:

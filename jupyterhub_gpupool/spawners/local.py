@@ -27,8 +27,9 @@ class GPUPoolLocalSpawner(GPUPoolMixin, SimpleLocalProcessSpawner):
     api_token: str
 
     isolation_note = (
-        "This hub runs everybody's sessions under one account: they are not isolated from each other. "
-        "Use it to try the pool out, not for data that others must not see."
+        "This hub runs everybody's sessions under one account: they are not isolated from each other, and nothing "
+        "holds them to the CPU cores and the memory of their profile. Use it to try the pool out, not for data that "
+        "others must not see."
     )
 
     homes = Unicode(

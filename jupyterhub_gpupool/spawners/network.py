@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+
 import docker
 from docker.errors import APIError, NotFound
 
 from ..sessions.docker import LABEL
 
 ICC = "com.docker.network.bridge.enable_icc"
+
+
+def is_here(address: str) -> bool:
+    """Whether this is an address of this machine."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def ensure_network(engine: docker.APIClient, name: str, pool: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.hub.conftest import pytest_runtest_makereport  # noqa: F401
+from tests.hub.conftest import pytest_runtest_makereport, until  # noqa: F401
 from tests.hub.kills import Watch
 
 from .engine import Engine, Network, copy_image
@@ -71,8 +71,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def bare_engine() -> Iterator[Engine]:
+def bare_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine that runs, without any image."""
+    if NETWORK not in request.config.stash:  # beside the machine's own engine, both would lose their networks
+        pytest.fail("no network namespace can be made here, and an engine of the tests' own needs one")
     engine = Engine()
     try:
         engine.start()
@@ -193,6 +195,7 @@ def hub(module_hub: HubUnderDocker, request: pytest.FixtureRequest) -> Iterator[
         module_hub.proxy.clear()
         if not getattr(request.node, "failed", False):
             module_hub.end_all()
+        until(lambda: watch.looks, "the rules to be looked at")
         watch.end()
     finally:
         module_hub.proxy.clear()

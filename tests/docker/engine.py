@@ -196,10 +196,9 @@ class Engine:
 
     @property
     def client(self) -> docker.DockerClient:
-        """A client that talks to the engine directly, past every fault."""
+        """A client that talks to the engine directly, past every fault.  Raises while the engine is away."""
         if self._client is None:
-            # Past all lists of versions: asking for the version would fail while the engine is away.
-            self._client = docker.DockerClient(base_url=self.host, version="1.41", timeout=60)
+            self._client = docker.DockerClient(base_url=self.host, version="auto", timeout=60)
         return self._client
 
     def has(self, image: str) -> bool:

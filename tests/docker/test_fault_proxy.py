@@ -291,7 +291,7 @@ def test_the_docker_command_notices_nothing(proxy: FaultProxy, session_image: st
 def test_logs_are_followed_and_images_loaded_through_it(
     proxy: FaultProxy, engine: Engine, session_image: str
 ) -> None:
-    there = docker.DockerClient(base_url=proxy.host, version="1.41", timeout=30)
+    there = docker.DockerClient(base_url=proxy.host, version="auto", timeout=30)
     script = "import time\nfor n in range(3):\n print(n, flush=True)\n time.sleep(0.5)"
     made = there.containers.run(session_image, ["python3", "-c", script], detach=True, name="talks")
     times = [(line, time.monotonic()) for line in made.logs(stream=True, follow=True)]
@@ -309,7 +309,7 @@ def test_logs_are_followed_and_images_loaded_through_it(
 def test_a_real_start_that_is_done_and_not_answered(
     proxy: FaultProxy, engine: Engine, session_image: str
 ) -> None:
-    there = docker.APIClient(base_url=proxy.host, version="1.41", timeout=30)
+    there = docker.APIClient(base_url=proxy.host, version="auto", timeout=30)
     made = there.create_container(session_image, ["sleep", "600"], name="lost")
     with proxy.fault("drop_after", "POST", r"/start$", count=1), pytest.raises(requests.ConnectionError):
         there.start(made)

@@ -216,3 +216,41 @@ def test_the_check_finds_a_gpu_missing_and_still_answers_when_tensorflow_aborts(
     assert not answer["passed"] and answer["tensorflow"] is None
     assert any("Unknown flag in TF_XLA_FLAGS: --no_such_flag" in problem for problem in answer["problems"])
     assert any(problem.startswith("expected GPU-1, CUDA sees none") for problem in answer["problems"])
+
+
+TRIAL = """
+import fake_gpu, json, os
+fake_gpu.card()
+import tensorflow as tf
+fake_gpu.devices(1)
+from gpupool_tensorflow import _trial
+read, write = os.pipe()
+if os.fork() == 0:
+    gpu = tf.config.list_physical_devices("GPU")[0]
+    tf.config.set_logical_device_configuration(gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=30000)])
+    tf.keras.config.set_dtype_policy("float32")
+    os.write(write, json.dumps(_trial.trial()).encode())
+    os._exit(0)
+os.close(write)
+with os.fdopen(read) as stream:
+    changed = json.loads(stream.read())
+print(json.dumps([_trial.trial(), changed]))
+"""
+
+
+def test_the_trial_reads_back_and_is_not_deceived(run: Run) -> None:
+    """The GPU of this test is none: what TensorFlow puts on the CPU instead must not pass for it."""
+    done = run(TRIAL, env={**CARD, "GPUPOOL_XLA": "on"})
+    found, changed = done.found
+    assert (found["precision"], found["xla"], found["gpu"], found["gpus"]) == (
+        "mixed_bfloat16",
+        "on",
+        True,
+        1,
+    )
+    assert (found["memory_limit_mib"], found["memory_growth"]) == (19456, False)
+    assert found["xla_compiles"] is False and len(found["problems"]) == 2
+    assert all("function on /GPU:0" in problem for problem in found["problems"]), found["problems"]
+    said = " ".join(changed["problems"])
+    assert "memory limit should be 19456 MiB for each GPU, in force: 30000 MiB" in said
+    assert "precision should be mixed_bfloat16" in said and "Keras has float32" in said

@@ -155,9 +155,12 @@ def test_a_mistake_with_containers_is_named_in_one_sentence(
 class Engine:
     """An engine with a network of ours."""
 
+    def __init__(self, gateway: str) -> None:
+        self.gateway = gateway
+
     def inspect_network(self, name: str) -> dict[str, Any]:
         assert name == "gpupool-gpupool"
-        return {"Name": name, "IPAM": {"Config": [{"Gateway": "127.0.0.9"}]}}
+        return {"Name": name, "IPAM": {"Config": [{"Gateway": self.gateway}]}}
 
     def close(self) -> None:
         """Nothing to close."""
@@ -166,7 +169,11 @@ class Engine:
 def test_the_hub_listens_where_containers_reach_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jupyterhub_gpupool.configuration.docker.connect", lambda **_: Engine())
+    connect = "jupyterhub_gpupool.configuration.docker.connect"
+    monkeypatch.setattr(connect, lambda **_: Engine("203.0.113.1"))  # an address that no machine has
+    with pytest.raises(SystemExit, match=r"203\.0\.113\.1, which is no address of this machine.*rootless"):
+        configure(made(tmp_path, spawner()), backend="docker")
+    monkeypatch.setattr(connect, lambda **_: Engine("127.0.0.9"))
     c = made(tmp_path, spawner())
     configure(c, backend="docker")
     assert c.JupyterHub.hub_ip == "127.0.0.9"

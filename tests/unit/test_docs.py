@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jupyterhub_gpupool.configuration import SCOPES
+import pytest
+
+from jupyterhub_gpupool.configuration import BACKENDS, SCOPES, spawner_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,6 +32,14 @@ def test_every_setting_has_help() -> None:
     assert [name for name, help_text in entries if len(help_text) < 30] == []
 
 
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_settings_of_every_backend(backend: str) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    section = text.split(f"## `c.{spawner_of(backend).__name__}`\n")[1].split("\n## ")[0]
+    for name in spawner_of(backend).class_own_traits(config=True):
+        assert f"**`{name}`**" in section
+
+
 def test_messages_in_troubleshooting_are_the_programs_own() -> None:
     section = README.split("## Troubleshooting")[1].split("\n## ")[0]
     quoted = re.findall(r"^\| “(.+?)” \|", section, re.M)
@@ -47,6 +57,13 @@ def test_scopes_are_explained() -> None:
         assert f"`{scope}`" in README
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{one.name}" for one in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text):
+        aim = (ROOT / page).parent / target if target else ROOT / page
+        assert aim.exists(), target
+        titles = re.findall(r"^#+ (.+)$", aim.read_text(encoding="utf-8"), re.M) if anchor else []
+        assert not anchor or anchor in {
+            re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in titles
+        }
