@@ -13,7 +13,7 @@ import types
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +57,29 @@ class Backend:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.made: dict[str, Session] = {}  # containers that were created and never started
         self.live: dict[str, Session] = {}
         self.busy: set[str] = set()
         self.mute = False
         self.launched: Counter[str] = Counter()
 
-    def launch(self, lease: Lease, user: str, mark: str) -> None:
+    def create(self, lease: Lease, user: str, mark: str) -> None:
         if lease.session in self.live:
             raise Broken(f"{lease.session} was launched twice")
         cells = {item.device: item.cells for item in lease.slices}
-        self.launched[lease.id] += 1
-        self.live[lease.session] = Session(
-            lease.session, lease.id, user, "", lease.profile, cells, mark, {"pid": 1}, "http://127.0.0.1:1"
-        )
-        self._world.check(f"launch {lease.session}")
+        self.made[lease.session] = Session(
+            lease.session, lease.id, user, "", lease.profile, cells, mark, {"pid": 1}, "http://127.0.0.1:1",
+            running=False,
+        )  # fmt: skip
+
+    def launch(self, name: str) -> None:
+        session = replace(self.made.pop(name), running=True)
+        self.launched[session.lease] += 1
+        self.live[name] = session
+        self._world.check(f"launch {name}")
 
     def end(self, name: str) -> None:
+        self.made.pop(name, None)
         session = self.live.pop(name, None)
         if session is not None:
             self._world.ended(session)
@@ -86,7 +93,7 @@ class Backend:
         return {name: Presence.PRESENT if name in self.live else Presence.ABSENT for name in names}
 
     def list(self) -> tuple[Session, ...] | None:
-        return None if self.mute else tuple(self.live.values())
+        return None if self.mute else (*self.live.values(), *self.made.values())
 
     def remove(
         self,
@@ -141,7 +148,9 @@ class Stock(Spawner):
     """What the mixin calls as its stock spawner."""
 
     async def start(self) -> Any:
-        self.world.backend.launch(self._lease, self.user.name, self._owner.mark())
+        self.world.backend.create(self._lease, self.user.name, self._owner.mark())
+        faults.point("create.done")
+        self.world.backend.launch(self._lease.session)
         return "http://127.0.0.1:1"
 
     async def stop(self, now: bool = False) -> None:
@@ -194,6 +203,8 @@ class Counters:
     def verdict(self, decision: str) -> None: ...
     def reclaim(self, reason: str) -> None: ...
     def swept(self, seconds: float) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def gpu_seconds(self, group: str, state: str, seconds: float) -> None: ...
 
 
 class World:
@@ -482,8 +493,9 @@ async def story(world: World) -> None:
     world.clock.forward(world.pool.queue_keep)  # a place that nobody comes for is kept so long
     for _ in range(12):
         await world.pass_time()
-        if not world._reader.snapshot().leases and not world.backend.live:
+        if not (world._reader.snapshot().leases or world.backend.live or world.backend.made):
             break
     else:
-        raise Broken(f"left over: {world._reader.snapshot().leases} {world.backend.live}")
+        backend = world.backend
+        raise Broken(f"left over: {world._reader.snapshot().leases} {backend.live} {backend.made}")
     world.check("the end")
