@@ -53,7 +53,9 @@ class Tidy:
 
     async def foreigners(self, snapshot: Snapshot) -> None:
         """Say on each device what others run there.  It is never touched."""
-        found = await self._sweep.ask(self._sweep.sessions.foreign) or ()
+        found = await self._sweep.ask(self._sweep.sessions.foreign)
+        if found is None:
+            return
         said = {}
         for device in snapshot.devices:
             mine = {device.id, *(instance.id for instance in device.instances), "all"}

@@ -140,8 +140,8 @@ class DockerSessions:
             return None
         return environment_of(found or {}).get("JUPYTERHUB_API_TOKEN")
 
-    def foreign(self) -> tuple[Foreign, ...]:
-        """Running containers of others that were given GPUs; empty where the engine does not say."""
+    def foreign(self) -> tuple[Foreign, ...] | None:
+        """Running containers of others that were given GPUs; None where the engine does not say."""
         try:
             listed = self._ask(lambda engine: engine.containers(filters={"status": "running"}))
             kept = {}
@@ -151,7 +151,7 @@ class DockerSessions:
                     kept[key] = self._foreign[key] if key in self._foreign else self._holds(key)
         except ENGINE_ERRORS as problem:
             log.warning("The engine does not say which other containers use GPUs: %s", problem)
-            return ()
+            return None
         self._foreign = kept
         return tuple(one for one in kept.values() if one is not None)
 

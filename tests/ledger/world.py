@@ -60,7 +60,7 @@ class Backend:
         self.made: dict[str, Session] = {}  # containers that were created and never started
         self.live: dict[str, Session] = {}
         self.busy: set[str] = set()
-        self.mute = False
+        self.mute = False  # answers no question; what it is told it does all the same
         self.launched: Counter[str] = Counter()
 
     def create(self, lease: Lease, user: str, mark: str) -> None:
@@ -103,8 +103,6 @@ class Backend:
         keep: Callable[[str], None] | None = None,
         known: Collection[Any] = (),
     ) -> bool:
-        if self.mute:
-            return False
         if keep is not None and name in self.live:
             keep(f"the last words of {name}")
         self.end(name)
@@ -222,6 +220,7 @@ class World:
         self.crash_at = crash_at
         self.dead: set[str] = set()
         self.checks = 0
+        self.broken = ""
         self._checking = False
         self.users = {name: n for n, name in enumerate(("ada", "grace", "linus", "alan"), 1)}
         self.boot_service()
@@ -260,7 +259,7 @@ class World:
                     broken.append(f"{session.name} runs on cells of another session")
                 cells |= mine
             if broken:
-                raise Broken(f"after {after}: {'; '.join(broken)}")
+                self.fail(f"after {after}: {'; '.join(broken)}")
         finally:
             self._checking = False
 
@@ -274,7 +273,12 @@ class World:
                 warned = {"warn": event.at, "unwarn": None}.get(event.action, warned)
         # The sweep's own steps are `INTERVAL` apart; a warning counts from the look that gave it.
         if warned is None or self.clock.now - warned < WARN:
-            raise Broken(f"{session.name} was ended without a warning of {WARN} s")
+            self.fail(f"{session.name} was ended without a warning of {WARN} s")
+
+    def fail(self, why: str) -> None:
+        """A rule is broken.  Kept too, because who calls a backend takes its errors for "unknown"."""
+        self.broken = self.broken or why
+        raise Broken(why)
 
     # --- processes ---------------------------------------------------------------------------------
 
@@ -439,6 +443,8 @@ class World:
             await work
         except Crash:
             return
+        if self.broken:
+            raise Broken(self.broken)
 
     # --- the hub as the service sees it --------------------------------------------------------------
 
