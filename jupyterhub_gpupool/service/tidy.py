@@ -58,7 +58,9 @@ class Tidy:
             return
         said = {}
         for device in snapshot.devices:
-            mine = {device.id, *(instance.id for instance in device.instances), "all"}
+            # Others may name a GPU by its number, and an instance by its number on that.
+            places = [f"{device.index}:{number}" for number in range(len(device.instances))]
+            mine = {device.id, *(one.id for one in device.instances), "all", str(device.index), *places}
             names = sorted(one.name for one in found if mine & one.visible)
             if names:
                 said[device.id] = f"in use by {', '.join(names)}, which is not of this pool"
