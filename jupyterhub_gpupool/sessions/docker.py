@@ -213,10 +213,13 @@ class DockerSessions:
             answer = engine.post(url, json={"Detach": False, "Tty": False}, timeout=timeout, stream=True)
             answer.raise_for_status()
             raw = bytearray()
-            for chunk in answer.iter_content(CHUNK):
-                raw += chunk
-                if len(raw) > MOST_OUTPUT:
-                    raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
+            try:
+                for chunk in answer.iter_content(CHUNK):
+                    raw += chunk
+                    if len(raw) > MOST_OUTPUT:
+                        raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
+            except requests.ConnectionError as problem:  # what a time-out in the midst of an answer looks like
+                raise requests.ReadTimeout(f"{command[0]} was silent for {timeout:g} s") from problem
             status = engine.exec_inspect(made["Id"])["ExitCode"]
         finally:
             engine.close()
