@@ -17,6 +17,7 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
 from docker.utils import kwargs_from_env
+from urllib3.exceptions import ReadTimeoutError
 
 from ..containment import LABEL
 from ..model import Presence, Process, Session
@@ -218,8 +219,10 @@ class DockerSessions:
                     raw += chunk
                     if len(raw) > MOST_OUTPUT:
                         raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
-            except requests.ConnectionError as problem:  # what a time-out in the midst of an answer looks like
-                raise requests.ReadTimeout(f"{command[0]} was silent for {timeout:g} s") from problem
+            except requests.ConnectionError as problem:
+                if isinstance(problem.args[0], ReadTimeoutError):  # so it looks in the midst of an answer
+                    raise requests.ReadTimeout(f"{command[0]} was silent for {timeout:g} s") from problem
+                raise
             status = engine.exec_inspect(made["Id"])["ExitCode"]
         finally:
             engine.close()
