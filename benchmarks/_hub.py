@@ -146,7 +146,7 @@ class Hub:
             raise SystemExit(f"the hub has ended:\n{self.tail()}")
         try:
             ports = json.loads((self.state / "ports.json").read_text())
-            self.address = f"http://127.0.0.1:{ports['hub']}/hub/api"
+            self.address = f"http://{self.given.get('hub_ip', '127.0.0.1')}:{ports['hub']}/hub/api"
             asked = [f"{self.address}/"]
             if self.given["arm"] == "pool":
                 asked.append(f"http://127.0.0.1:{ports['service']}/services/gpupool/health")

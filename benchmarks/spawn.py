@@ -19,6 +19,9 @@ from pathlib import Path
 import docker
 from _hub import MINIATURE, ROOT, VERDICTS, Hub, folder, load_note, parser, spread, table, until, verdict
 
+from jupyterhub_gpupool.sessions.docker import connect
+from jupyterhub_gpupool.spawners.network import ensure_network
+
 ARMS = ("stock", "pool")
 NETWORK = "gpupool-benchmark"
 """Network of the containers, and how the names of their volumes begin."""
@@ -65,6 +68,8 @@ def measure(parent: Path, session: str, spawns: int, warm: int, image: str = "")
             "network": NETWORK,
             "slow_spawn_timeout": 120,
         }
+        if image:
+            given["hub_ip"] = ensure_network(connect(), NETWORK, "benchmark")
         hubs = {arm: stack.enter_context(Hub(parent, arm=arm, **given)) for arm in ARMS}
         for hub in hubs.values():
             hub.add_users(users)
