@@ -46,6 +46,7 @@ def matrices() -> tuple[keras.Model, tuple[int, ...], int]:
 def main() -> None:
     import tensorflow as tf
 
+    keras.utils.set_random_seed(1)  # the same start everywhere, so that the losses can be compared
     model, shape, count = {"convolutional": convolutional, "matrices": matrices}[sys.argv[1]]()
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     random = np.random.default_rng(1)

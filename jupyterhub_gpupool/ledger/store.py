@@ -43,7 +43,13 @@ _take_lock = (
     update(t.pool)
     .where(t.pool.c.id == 1)
     .values(version=t.pool.c.version + 1)
-    .returning(t.pool.c.version, t.pool.c.inventory, t.pool.c.epoch, t.pool.c.settled_at)
+    .returning(
+        t.pool.c.version,
+        t.pool.c.inventory,
+        t.pool.c.epoch,
+        t.pool.c.settled_at,
+        t.pool.c.limits_version,
+    )
 )
 _SQLITE_TIME = "(julianday('now') - 2440587.5) * 86400.0"
 _SQLITE_NOW = text(f"SELECT {_SQLITE_TIME}")
@@ -61,6 +67,7 @@ class Transaction:
     inventory: int
     epoch: int
     settled: bool
+    limits_version: int
 
     def run(self, statement: Any, parameters: Any = None) -> Any:
         """Execute one statement of this transaction."""
@@ -198,7 +205,8 @@ class Store:
             timed = self._clock is None and self.engine.dialect.name == "sqlite"
             row = conn.execute(_sqlite_take_lock if timed else _take_lock).one()
             now = row.now if timed else self._now(conn)
-            yield Transaction(conn, now, row.version, row.inventory, row.epoch, row.settled_at is not None)
+            settled = row.settled_at is not None
+            yield Transaction(conn, now, row.version, row.inventory, row.epoch, settled, row.limits_version)
 
     @contextmanager
     def read(self) -> Iterator[tuple[Connection, float]]:

@@ -36,6 +36,8 @@ class Availability:
     queued: int = 0
     place_wait: tuple[float, float] | None = None
     """Seconds, from and to, that a new request would wait; None: not known."""
+    budget_left_hours: float | None = None
+    """GPU-hours that the person has left; None: nobody limits them."""
 
 
 # --- what comes in ----------------------------------------------------------------------------------

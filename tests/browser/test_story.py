@@ -45,7 +45,7 @@ def train(ada: Person, status: Page, story: str = "story") -> None:
     ada.write_notebook("train.ipynb", TRAINING)
     output = ada.run_notebook("train.ipynb")
     for root in (".gp-lease", ".gp-device"):
-        until(lambda r=root: utilization(status, r) > 20, f"utilization in {root} to rise", 60)  # type: ignore[misc]
+        until(lambda r=root: utilization(status, r) > 10, f"utilization in {root} to rise", 120)  # type: ignore[misc]
     ada.shot(f"{story}-training", status)
     # In containers the image's defaults say their line before.
     expect(output).to_have_text(re.compile(r"(^|\s)learned\s*$"))

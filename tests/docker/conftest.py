@@ -177,6 +177,7 @@ def module_hub(
         hub.fault = f"@{folder / 'fault'}"
         yield hub
         hub.clean()
+    bare_engine.kept.clear()
     bare_engine.clean()
 
 
@@ -188,6 +189,7 @@ def hub(module_hub: HubUnderDocker, request: pytest.FixtureRequest) -> Iterator[
     if not module_hub.alive():
         module_hub.start()
     module_hub.wait_up()
+    module_hub.engine.kept.add(f"gpupool-{module_hub.pool_name}")
     watch = Watch(module_hub)
     watch.start()
     try:

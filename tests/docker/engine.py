@@ -109,6 +109,8 @@ class Engine:
         self.hook = Hook(self.folder / "hook.log")
         self.log = self.folder / "log"
         self.arguments = arguments
+        self.kept: set[str] = set()
+        """Names of networks that :meth:`clean` leaves: those of hubs that still run."""
         self._containerd_socket = self.folder / "containerd.sock"
         self._containerd: subprocess.Popen[bytes] | None = None
         self._engine: subprocess.Popen[bytes] | None = None
@@ -214,7 +216,7 @@ class Engine:
             with contextlib.suppress(docker.errors.NotFound):
                 container.remove(force=True, v=True)
         for network in self.client.networks.list():
-            if network.name not in ("bridge", "host", "none"):
+            if network.name not in {"bridge", "host", "none", *self.kept}:
                 network.remove()
         for volume in self.client.volumes.list():
             volume.remove(force=True)

@@ -124,6 +124,7 @@ class HubUnderDocker(HubUnderTest):
         if not self.engine.answers():
             self.engine.start()
         self.clean()
+        self.engine.kept.clear()
         self.engine.clean()
         self.ledger().close_database()
         del self._ledger

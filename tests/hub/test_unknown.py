@@ -55,6 +55,8 @@ class Counters:
     def verdict(self, decision: str) -> None: ...
     def reclaim(self, reason: str) -> None: ...
     def swept(self, seconds: float) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def gpu_seconds(self, group: str, state: str, seconds: float) -> None: ...
 
 
 class Bench:
@@ -115,6 +117,9 @@ class Bench:
         cells = {item.device: item.cells for item in lease.slices}
         one = Session(lease.session, lease.id, "ada", "", "whole", cells, self.owner.mark())
         return (one,) if self.present else ()
+
+    def foreign(self) -> tuple[Any, ...]:
+        return ()
 
     async def server(self, user: str, name: str) -> Server | None:
         return Server(True, "", self.lease.requested_at)

@@ -13,7 +13,7 @@ import types
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +57,29 @@ class Backend:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self.made: dict[str, Session] = {}  # containers that were created and never started
         self.live: dict[str, Session] = {}
         self.busy: set[str] = set()
-        self.mute = False
+        self.mute = False  # answers no question; what it is told it does all the same
         self.launched: Counter[str] = Counter()
 
-    def launch(self, lease: Lease, user: str, mark: str) -> None:
+    def create(self, lease: Lease, user: str, mark: str) -> None:
         if lease.session in self.live:
             raise Broken(f"{lease.session} was launched twice")
         cells = {item.device: item.cells for item in lease.slices}
-        self.launched[lease.id] += 1
-        self.live[lease.session] = Session(
-            lease.session, lease.id, user, "", lease.profile, cells, mark, {"pid": 1}, "http://127.0.0.1:1"
-        )
-        self._world.check(f"launch {lease.session}")
+        self.made[lease.session] = Session(
+            lease.session, lease.id, user, "", lease.profile, cells, mark, {"pid": 1}, "http://127.0.0.1:1",
+            running=False,
+        )  # fmt: skip
+
+    def launch(self, name: str) -> None:
+        session = replace(self.made.pop(name), running=True)
+        self.launched[session.lease] += 1
+        self.live[name] = session
+        self._world.check(f"launch {name}")
 
     def end(self, name: str) -> None:
+        self.made.pop(name, None)
         session = self.live.pop(name, None)
         if session is not None:
             self._world.ended(session)
@@ -86,7 +93,7 @@ class Backend:
         return {name: Presence.PRESENT if name in self.live else Presence.ABSENT for name in names}
 
     def list(self) -> tuple[Session, ...] | None:
-        return None if self.mute else tuple(self.live.values())
+        return None if self.mute else (*self.live.values(), *self.made.values())
 
     def remove(
         self,
@@ -96,8 +103,6 @@ class Backend:
         keep: Callable[[str], None] | None = None,
         known: Collection[Any] = (),
     ) -> bool:
-        if self.mute:
-            return False
         if keep is not None and name in self.live:
             keep(f"the last words of {name}")
         self.end(name)
@@ -141,7 +146,9 @@ class Stock(Spawner):
     """What the mixin calls as its stock spawner."""
 
     async def start(self) -> Any:
-        self.world.backend.launch(self._lease, self.user.name, self._owner.mark())
+        self.world.backend.create(self._lease, self.user.name, self._owner.mark())
+        faults.point("create.done")
+        self.world.backend.launch(self._lease.session)
         return "http://127.0.0.1:1"
 
     async def stop(self, now: bool = False) -> None:
@@ -194,6 +201,8 @@ class Counters:
     def verdict(self, decision: str) -> None: ...
     def reclaim(self, reason: str) -> None: ...
     def swept(self, seconds: float) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def gpu_seconds(self, group: str, state: str, seconds: float) -> None: ...
 
 
 class World:
@@ -211,6 +220,7 @@ class World:
         self.crash_at = crash_at
         self.dead: set[str] = set()
         self.checks = 0
+        self.broken = ""
         self._checking = False
         self.users = {name: n for n, name in enumerate(("ada", "grace", "linus", "alan"), 1)}
         self.boot_service()
@@ -249,7 +259,7 @@ class World:
                     broken.append(f"{session.name} runs on cells of another session")
                 cells |= mine
             if broken:
-                raise Broken(f"after {after}: {'; '.join(broken)}")
+                self.fail(f"after {after}: {'; '.join(broken)}")
         finally:
             self._checking = False
 
@@ -263,7 +273,12 @@ class World:
                 warned = {"warn": event.at, "unwarn": None}.get(event.action, warned)
         # The sweep's own steps are `INTERVAL` apart; a warning counts from the look that gave it.
         if warned is None or self.clock.now - warned < WARN:
-            raise Broken(f"{session.name} was ended without a warning of {WARN} s")
+            self.fail(f"{session.name} was ended without a warning of {WARN} s")
+
+    def fail(self, why: str) -> None:
+        """A rule is broken.  Kept too, because who calls a backend takes its errors for "unknown"."""
+        self.broken = self.broken or why
+        raise Broken(why)
 
     # --- processes ---------------------------------------------------------------------------------
 
@@ -428,6 +443,8 @@ class World:
             await work
         except Crash:
             return
+        if self.broken:
+            raise Broken(self.broken)
 
     # --- the hub as the service sees it --------------------------------------------------------------
 
@@ -482,8 +499,9 @@ async def story(world: World) -> None:
     world.clock.forward(world.pool.queue_keep)  # a place that nobody comes for is kept so long
     for _ in range(12):
         await world.pass_time()
-        if not world._reader.snapshot().leases and not world.backend.live:
+        if not (world._reader.snapshot().leases or world.backend.live or world.backend.made):
             break
     else:
-        raise Broken(f"left over: {world._reader.snapshot().leases} {world.backend.live}")
+        backend = world.backend
+        raise Broken(f"left over: {world._reader.snapshot().leases} {backend.live} {backend.made}")
     world.check("the end")
