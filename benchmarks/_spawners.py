@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from jupyterhub.spawner import Spawner
 from traitlets import Unicode
 
 from jupyterhub_gpupool.model import Lease, Presence, Session
-from jupyterhub_gpupool.sessions import Sessions
+from jupyterhub_gpupool.sessions import Foreign, Sessions
 from jupyterhub_gpupool.spawners.base import GPUPoolMixin
 
 
@@ -51,14 +51,19 @@ class Waiting(Spawner):
 class NullSessions:
     """A backend that always answers: what was asked for is there."""
 
+    trusted = False
+
     def look(self, names: Collection[str]) -> dict[str, Presence]:
         return dict.fromkeys(names, Presence.PRESENT)
 
     def list(self) -> tuple[Session, ...] | None:
         return ()
 
-    def remove(self, name: str, *, timeout: float) -> bool:
+    def remove(self, name: str, *, timeout: float, keep: Callable[[str], None] | None = None) -> bool:
         return True
+
+    def foreign(self) -> tuple[Foreign, ...]:
+        return ()
 
 
 class PooledNull(GPUPoolMixin, Null):

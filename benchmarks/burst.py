@@ -5,7 +5,8 @@ hub after the other gets the same burst: the stock hub without a limit on spawns
 on concurrent spawns that it comes with (it turns users away, and they ask again), and the hub with the pool,
 which lets everybody in and bounds the launches under way.  A user asks for the server, then follows it as the
 page does, by its progress stream, or as scripts do, by asking for the user's model twice a second (--watch).
-The rate is users divided by the time from the first request until the last server is ready.
+The rate is the servers that became ready divided by the time from the first request until the last one; a
+start that fails, because the hub is held for longer than it waits for a server to answer, counts for nothing.
 """
 
 from __future__ import annotations
@@ -45,6 +46,12 @@ class Burst:
     seconds: float = 0.0
     cpu: float = 0.0
     turned_away: int = 0
+    failed: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Servers that became ready, by second of the whole burst."""
+        return len(self.waits) / self.seconds
 
 
 class Client:
@@ -76,8 +83,8 @@ class Client:
                 # More connections than the hub's socket keeps waiting; the kernel would try again after minutes.
                 await asyncio.sleep(AGAIN / 10)
 
-    async def follow(self, user: str, seen: Callable[[bytes], None] = lambda chunk: None) -> None:
-        """Read the progress stream until it says that the server is ready; ``seen`` gets what arrives."""
+    async def follow(self, user: str, seen: Callable[[bytes], None] = lambda chunk: None) -> bool:
+        """Read the progress stream until the server is ready or has failed; ``seen`` gets what arrives."""
         ended: list[dict[str, object]] = []
 
         def read(chunk: bytes) -> None:
@@ -88,15 +95,16 @@ class Client:
 
         while not ended:
             await self.ask("GET", f"users/{user}/server/progress", streaming_callback=read)
-        if not ended[-1].get("ready"):
-            raise SystemExit(f"{user}'s server failed: {ended[-1]}\n{self.hub.tail()}")
+        return bool(ended[-1].get("ready"))
 
-    async def _poll(self, user: str) -> None:
+    async def _poll(self, user: str) -> bool:
+        """Ask until the server is ready, or until its start has failed."""
         while True:
             answer = await self.ask("GET", f"users/{user}")
-            servers = json.loads(answer.body)["servers"] if answer.code == 200 else {}
-            if servers.get("", {}).get("ready"):
-                return
+            if answer.code == 200:
+                server = json.loads(answer.body)["servers"].get("")
+                if server is None or server["ready"]:
+                    return server is not None
             await asyncio.sleep(POLL_INTERVAL)
 
     async def one(self, user: str) -> None:
@@ -104,17 +112,23 @@ class Client:
         while (answer := await self.ask("POST", f"users/{user}/server")).code == 429:
             self.burst.turned_away += 1
             await asyncio.sleep(AGAIN)
-        if answer.code not in (201, 202):
+        if answer.code not in (201, 202, 500):
             raise SystemExit(f"{user} got {answer.code}: {answer.body!r}\n{self.hub.tail()}")
+        ready = answer.code == 201
         if answer.code == 202:
-            await (self.follow(user) if self.watch == "stream" else self._poll(user))
-        self.burst.waits.append(time.monotonic() - began)
+            ready = await (self.follow(user) if self.watch == "stream" else self._poll(user))
+        if ready:
+            self.burst.waits.append(time.monotonic() - began)
+        else:
+            self.burst.failed += 1
 
     async def run(self, users: list[str]) -> Burst:
         cpu, began = self.hub.cpu(), time.monotonic()
         await asyncio.gather(*(self.one(user) for user in users))
         self.burst.seconds = time.monotonic() - began
         self.burst.cpu = self.hub.cpu() - cpu
+        if len(self.burst.waits) < 2:
+            raise SystemExit(f"nobody's server started:\n{self.hub.tail()}")
         return self.burst
 
 
@@ -173,19 +187,20 @@ def main() -> None:
         lines.append(
             (
                 name,
-                f"{options.users / made.seconds:.1f}/s",
+                f"{made.rate:.1f}/s",
                 f"{statistics.median(waits):.1f} s",
                 f"{waits[int(len(waits) * 0.99)]:.1f} s",
-                f"{1000 * made.cpu / options.users:.0f} ms",
+                f"{1000 * made.cpu / len(waits):.0f} ms",
                 str(made.turned_away),
+                str(made.failed),
             )
         )
     title = f"{options.users} users at once, null session, followed by {options.watch}, proxy {options.proxy}"
-    table(title, ("", "rate", "p50", "p99", "hub CPU a spawn", "turned away"), lines)
+    table(title, ("", "rate", "p50", "p99", "hub CPU a spawn", "turned away", "failed"), lines)
     summary = []
     for name in ("stock, as it comes", "stock, no limit"):
         if "pool" in found and name in found:
-            pool, stock = (options.users / found[arm].seconds for arm in ("pool", name))
+            pool, stock = found["pool"].rate, found[name].rate
             what = f"(d) burst, rate against: {name}"
             met = pool >= 2 * stock
             summary.append(

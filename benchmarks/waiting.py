@@ -70,10 +70,10 @@ async def run(hub: Hub, users: list[str], moves: int, pause: float) -> Phases:
             if answer.code not in (201, 202):
                 raise SystemExit(f"{user} got {answer.code}: {answer.body!r}\n{hub.tail()}")
 
-    pages: list[asyncio.Task[None]] = []
+    pages: list[asyncio.Task[bool]] = []
     seen: set[str] = set()
 
-    def page(user: str) -> asyncio.Task[None]:
+    def page(user: str) -> asyncio.Task[bool]:
         def read(chunk: bytes) -> None:
             seen.add(user)
 

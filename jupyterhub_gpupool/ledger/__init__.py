@@ -128,11 +128,17 @@ class Ledger(Reader, Admin):
                 raise Unavailable(budget.message, reason="budget", status=429)
 
     def checkpoint(
-        self, lease: str, runtime: Mapping[str, Any], url: str = "", image: str | None = None
-    ) -> None:
-        """Write what the backend needs to find the session again, before and after the launch.
+        self,
+        lease: str,
+        runtime: Mapping[str, Any],
+        url: str = "",
+        image: str | None = None,
+        devices: Collection[str] = (),
+    ) -> tuple[Device, ...]:
+        """Write what the backend needs to find the session again, before the launch or at its adoption.
 
-        An empty ``url`` and an ``image`` of None leave what was written before.
+        An empty ``url`` and an ``image`` of None leave what was written before.  Returns the devices that
+        are named: a launch needs to know them, and has no time to ask apart.
         """
         with self.store.write() as tx:
             row = row_of(tx, lease)
@@ -141,6 +147,7 @@ class Ledger(Reader, Admin):
                 tx, lease, runtime=rows.dump(dict(runtime)), url=url or row.url,
                 image=row.image if image is None else image, left_at=None,
             )  # fmt: skip
+            return tuple(device for device in self._grants.devices(tx) if device.id in devices)
 
     def activate(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from .. import fairness, placement
 from ..model import Device, Lease, Limit, State
@@ -151,24 +151,30 @@ def snapshot(conn: Connection, now: float, grants: Grants) -> Snapshot:
     )
 
 
+# Built once: every poll of the hub asks, and building a statement costs more than SQLite takes to run it.
+_by_id = select(t.leases).where(t.leases.c.id == bindparam("key"))
+_of_server = (
+    select(t.leases)
+    .join(t.owners, t.owners.c.id == t.leases.c.owner)
+    .where(
+        t.owners.c.hub_id == bindparam("hub_id"),
+        t.owners.c.created == bindparam("created"),
+        t.leases.c.server == bindparam("server"),
+        t.leases.c.open_key == 1,
+    )
+)
+
+
 def one(conn: Connection, lease: str) -> Lease | None:
     """A lease by its id."""
-    row = conn.execute(select(t.leases).where(t.leases.c.id == lease)).one_or_none()
+    row = conn.execute(_by_id, {"key": lease}).one_or_none()
     return rows.with_slices(conn, [row])[0] if row else None
 
 
 def of_server(conn: Connection, hub_id: int, created: float, server: str) -> Lease | None:
     """The open lease of a person's server."""
-    row = conn.execute(
-        select(t.leases)
-        .join(t.owners, t.owners.c.id == t.leases.c.owner)
-        .where(
-            t.owners.c.hub_id == hub_id,
-            t.owners.c.created == created,
-            t.leases.c.server == server,
-            t.leases.c.open_key == 1,
-        )
-    ).one_or_none()
+    asked = {"hub_id": hub_id, "created": created, "server": server}
+    row = conn.execute(_of_server, asked).one_or_none()
     return rows.with_slices(conn, [row])[0] if row else None
 
 

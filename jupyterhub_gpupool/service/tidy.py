@@ -7,7 +7,8 @@ twice, at least ``absence_interval`` apart by this process's own clock, that the
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ..errors import GPUPoolError, LeaseConflict, Unavailable
 from ..ledger import Snapshot
@@ -24,6 +25,7 @@ class Tidy:
         self._sweep = sweep
         self._pool, self._log = sweep.pool, sweep._log
         self._absent: dict[str, float] = {}  # lease → when it was first not there, by our clock
+        self._published: dict[str, Any] = {}  # session → ports at which this machine reaches it
         self._strange: set[str] = set()  # sessions without a lease that were told of
 
     # --- sessions without a lease ------------------------------------------------------------------
@@ -103,6 +105,7 @@ class Tidy:
         names = [lease.session for lease in held]
         looked = await self._sweep.ask(self._sweep.sessions.look, names) if names else {}
         self._absent = {key: at for key, at in self._absent.items() if any(key == x.id for x in held)}
+        self._published = {one.name: one.runtime.get("published") for one in listed or ()}
         for lease in held:
             presence = (looked or {}).get(lease.session, Presence.UNKNOWN)
             try:
@@ -138,6 +141,17 @@ class Tidy:
         elif lease.state is State.STARTING and not await self._launching(lease):
             # Its hub was killed and has forgotten it: it is held and judged like any other session.
             await self._pool.move("activate", lease, actor="service", reason="its hub has forgotten it")
+        elif lease.state is State.ACTIVE and self._elsewhere(lease):
+            why = "it was restarted from outside, so its kernels are gone and its address is another"
+            lease = await self._pool.move(
+                "begin_stop", lease, actor="service", reason=why, judged=lease.version
+            )
+            await self._go_on_stopping(lease)
+
+    def _elsewhere(self, lease: Lease) -> bool:
+        """Whether a session no longer has the port that its lease names: the engine gave it another at a restart."""
+        published = self._published.get(lease.session) or ()
+        return bool(published and lease.url) and urlsplit(lease.url).port not in published
 
     async def _go_on_stopping(self, lease: Lease) -> None:
         server = await self._sweep.hub.server(lease.user, lease.server)

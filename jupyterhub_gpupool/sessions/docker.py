@@ -267,7 +267,14 @@ class DockerSessions:
             profile=labels.get("profile", ""),
             cells=cells,
             owner=labels.get("owner", ""),
-            runtime={"id": one["Id"], "container": _name(one), "image": one.get("ImageID", "")},
+            runtime={
+                "id": one["Id"],
+                "container": _name(one),
+                "image": one.get("ImageID", ""),
+                "published": [
+                    port["PublicPort"] for port in one.get("Ports") or () if port.get("PublicPort")
+                ],
+            },
             url=_url(one),
             processes=processes if running else (),
             running=running,

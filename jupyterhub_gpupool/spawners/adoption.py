@@ -34,6 +34,7 @@ class Adoption:
     _backend: Any
     _open_lease: Any
     _attach: Any
+    _adopted: Any
     get_state: Any
 
     async def poll(self) -> int | None:
@@ -128,6 +129,10 @@ class Adoption:
         if session is None:
             return
         await self._attach(session)
+        if lease.state is State.STARTING and (differences := await self._adopted(lease)):
+            why = f"it did not get what its lease says ({'; '.join(differences)})"
+            await self.pool.move("begin_stop", lease, actor="hub", reason=why)
+            return
         self._launching = True
         if lease.state in (State.STARTING, State.ACTIVE):
             # A hub that died after the launch may not have written the address; without it `get_url` is wrong.

@@ -26,7 +26,7 @@ from ..pool import GPUPool
 from ..sessions import Sessions
 from .adoption import Adoption
 from .choosing import granted_in_words, one_door, render_form
-from .refusal import Notice, refuse
+from .refusal import Notice, refuse, refuse_other
 from .steps import Steps, pace_of, place_in_words
 
 GONE = frozenset({State.CLOSED})
@@ -89,6 +89,10 @@ class GPUPoolMixin(Adoption, Spawner):
     async def _launched(self, lease: Lease) -> tuple[dict[str, Any], list[str]]:
         """Return what to find the launched session by, and what differs from the lease, in words."""
         return {}, []
+
+    async def _adopted(self, lease: Lease) -> list[str]:
+        """Say what differs from the lease in a session that an earlier hub launched, as far as one can tell."""
+        return []
 
     async def _check(self, lease: Lease) -> None:
         """See that what runs works on its slice.  Raises Unavailable with the reason when it does not."""
@@ -244,10 +248,12 @@ class GPUPoolMixin(Adoption, Spawner):
     async def _launch(self, lease: Lease, choice: profiles.Choice) -> Any:
         self._steps.add(20, f"Granted: {granted_in_words(lease)}")
         self._choice = choice
-        self._devices = await self.pool.ask("devices", [item.device for item in lease.slices])
         self._apply(choice)
         found = self._prepare(lease)
-        await self.pool.ask("checkpoint", lease.id, found or {"launch": lease.epoch})
+        devices = [item.device for item in lease.slices]
+        self._devices = await self.pool.ask(
+            "checkpoint", lease.id, found or {"launch": lease.epoch}, devices=devices
+        )
         faults.point("launch.intent")
         self._steps.add(40, "Starting the notebook server")
         self._launching = True
@@ -255,11 +261,7 @@ class GPUPoolMixin(Adoption, Spawner):
             address = await super().start()
         faults.point("launch.done")
         running, differences = await self._launched(lease)
-        if differences:
-            raise Unavailable(
-                f"The session did not get what its lease says ({'; '.join(differences)}) and was ended.",
-                reason="wrong-slice",
-            )
+        refuse_other(differences)
         await self._check(lease)
         self._lease = await self.pool.move(
             "activate", lease, actor=self.user.name, runtime=found | running, url=self._url_of(address)
@@ -272,16 +274,14 @@ class GPUPoolMixin(Adoption, Spawner):
         self._steps.add(60, "Your session is still running; connecting to it")
         self._launching = True
         await self._attach(session)
-        if lease.state is State.STARTING:
+        if lease.state is State.STARTING:  # an earlier hub launched it, and was gone before it looked
+            refuse_other(await self._adopted(lease))
             lease = await self.pool.move("activate", lease, actor="hub", reason="found running")
         self._lease = lease
         return session.url
 
     def _url_of(self, address: Any) -> str:
-        if isinstance(address, str):
-            return address
-        ip, port = address
-        return f"http://{ip}:{port}"
+        return address if isinstance(address, str) else "http://{}:{}".format(*address)
 
     def _apply(self, choice: profiles.Choice) -> None:
         """Give the stock spawner what the profile says; :func:`configure` has checked the names."""

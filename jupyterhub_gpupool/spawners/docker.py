@@ -24,7 +24,7 @@ from traitlets import (
     validate,
 )
 
-from .. import containment, faults, profiles
+from .. import containment, profiles
 from ..errors import Rejected, Unavailable
 from ..model import Lease, Session
 from ..runtime import NO_DEVICE
@@ -34,17 +34,12 @@ from .base import GPUPoolMixin
 from .container import Container
 from .readback import (
     access_for,
-    differences,
     labels_for,
-    read_check,
     request_for,
-    seen_differently,
     with_labels,
 )
+from .verification import Verification
 
-CHECK = ("python3", "-m", "gpupool_tensorflow", "check")
-WHAT_IT_SEES = ("cat", "/proc/1/environ")
-READ_TIMEOUT = 20.0
 INFO_AGE = 60.0
 """Seconds for which what the engine says of itself is believed."""
 
@@ -54,7 +49,7 @@ MEMORY_PART = 0.75
 DATASETS = "/datasets"
 
 
-class GPUPoolDockerSpawner(GPUPoolMixin, Container):
+class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
     """Containers of a Docker Engine on this machine, each with the GPUs of its lease and no others."""
 
     gpu_access = CaselessStrEnum(
@@ -305,65 +300,6 @@ class GPUPoolDockerSpawner(GPUPoolMixin, Container):
         if self._lease is not None and self._access == "none":
             env |= {"NVIDIA_VISIBLE_DEVICES": NO_DEVICE, "CUDA_VISIBLE_DEVICES": "-1"}
         return env
-
-    async def _launched(self, lease: Lease) -> tuple[dict[str, Any], list[str]]:
-        """Read back from the engine what the container got, and from inside what came of it."""
-        name, visible = lease.session, [item.visible for item in lease.slices]
-        try:
-            found = await self._backend(self._sessions.inspect, self.object_id)
-            if found is None:
-                raise Unavailable("The session's container is gone already.", reason="engine")
-            ran = await self._backend(
-                partial(self._sessions.run, self.object_id, WHAT_IT_SEES, timeout=READ_TIMEOUT)
-            )
-        except ENGINE_ERRORS as problem:
-            raise Unavailable(
-                f"The container engine does not say what the session got: {problem}"[:300], reason="engine"
-            ) from problem
-        wrong = differences(
-            found,
-            labels=self.labels,
-            image=self._image_id or "",
-            visible=visible,
-            access=self._access,
-            dangers=(*self.unsafe, *self._choice.unsafe),
-        )
-        inside = seen_differently(ran.out, visible=visible, access=self._access) if ran.status == 0 else ""
-        wrong += [inside] if inside else []
-        return {"container": name, "id": found["Id"], "image": found["Image"]}, wrong
-
-    async def _check(self, lease: Lease) -> None:
-        """See once for each image, GPU and driver that the image works on it; later only remember."""
-        image, devices = self._image_id, [item.device for item in lease.slices]
-        if self.check == "off" or image is None or not devices:
-            return
-        known = await self.pool.ask("check_of", image, devices)
-        if all(device in known and known[device].passed for device in devices):
-            report = dict(known[devices[0]].report)
-            await self.pool.ask("record_check", lease.id, image, report, passed=True, remembered=True)
-            return
-        self._steps.add(60, "Checking this image on this GPU, which takes a while the first time")
-        passed, report = await self._checked()
-        suspect = await self.pool.ask("record_check", lease.id, image, report, passed=passed)
-        faults.point("check.done")
-        problems = " ".join(report.get("problems") or ())
-        if passed is False or (passed is None and self.check == "required"):
-            more = " The GPU is looked into, another one may work: please try again." if suspect else ""
-            raise Unavailable(
-                f"The launch check failed, and the session was ended. {problems}{more}", reason="check"
-            )
-
-    async def _checked(self) -> tuple[bool | None, dict[str, Any]]:
-        """Run the image's own check in the session: passed, failed, or None where the image has none."""
-        try:
-            ran = await self._backend(
-                partial(self._sessions.run, self.object_id, CHECK, timeout=self.check_timeout)
-            )
-        except ENGINE_ERRORS as problem:
-            return False, {
-                "problems": [f"The check did not end within {self.check_timeout:g} s ({problem})."[:300]]
-            }
-        return read_check(ran)
 
     # --- adoption and end ------------------------------------------------------------------------
 

@@ -62,3 +62,12 @@ def refuse(problem: GPUPoolError, handler: Any) -> Refusal:
         settings = handler.settings
         settings["failure_count"] = settings.get("failure_count", 0) - 1
     return Refusal(problem)
+
+
+def refuse_other(differences: list[str]) -> None:
+    """Raise Unavailable when a session differs from its lease."""
+    if differences:
+        raise Unavailable(
+            f"The session did not get what its lease says ({'; '.join(differences)}) and was ended.",
+            reason="wrong-slice",
+        )

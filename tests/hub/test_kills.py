@@ -96,7 +96,8 @@ def pool(shared: HubUnderTest, request: pytest.FixtureRequest) -> Iterator[HubUn
 
 def test_every_point_is_killed_at() -> None:
     covered = {*WHILE_STARTING, *WHILE_STOPPING, *WHILE_SWEEPING, *WHILE_RECLAIMING, "enqueue.done"}
-    assert covered == set(faults.POINTS)
+    of_containers = {"create.done", "check.done"}  # tests/docker kills there
+    assert covered == set(faults.POINTS) - of_containers
 
 
 # --- the hub, at its points ----------------------------------------------------------------------
