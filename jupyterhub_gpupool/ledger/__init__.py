@@ -8,7 +8,7 @@ and every method raises :class:`~..errors.Unavailable` when the database does no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select, update
@@ -147,7 +147,9 @@ class Ledger(Reader, Admin):
                 tx, lease, runtime=rows.dump(dict(runtime)), url=url or row.url,
                 image=row.image if image is None else image, left_at=None,
             )  # fmt: skip
-            return tuple(device for device in self._grants.devices(tx) if device.id in devices)
+            return tuple(
+                device for device in self._grants.devices(tx.conn, tx.inventory) if device.id in devices
+            )
 
     def activate(
         self,
