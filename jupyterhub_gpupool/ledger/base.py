@@ -21,9 +21,10 @@ class Base:
         *,
         clock: Callable[[], float] | None = None,
         on_move: Callable[[Lease, str], None] | None = None,
+        prepare: bool = True,
     ) -> None:
         self.policy = policy or Policy()
-        self.store = Store(url, clock=clock)
+        self.store = Store(url, clock=clock, prepare=prepare)
         self._grants = Grants(self.policy)
         self._on_move = on_move or (lambda lease, before: None)
 
