@@ -199,7 +199,7 @@ def _set_limit(chosen: argparse.Namespace, out: TextIO) -> None:
         row = ledger.set_limit(chosen.scope, keys, actor=actor(), why=chosen.why)
     print(f"{row.scope}: {_words(fairness.write_limit(limit))}", file=out)
     for item in found:
-        print(f"Now over it, and granted nothing more until it fits: {item.why}", file=out)
+        print(f"Granted nothing more until it fits: {item.scope} ({item.why})", file=out)
 
 
 def _clear_limit(chosen: argparse.Namespace, out: TextIO) -> None:
