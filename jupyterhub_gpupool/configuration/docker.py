@@ -42,13 +42,16 @@ def prepare(c: Config, pool: GPUPool, state: Path) -> None:
     c.GPUPoolService.setdefault("engine", settings)
     if "network_name" in given:
         return  # the admin's own network, and so the hub's address
-    address = _address(settings, pool.name, state)
+    address, kept = _address(settings, pool.name, state)
     if any(name in c.JupyterHub for name in HUB_ADDRESS):
         return
     if not is_here(address):
         raise ValueError(
-            f"Containers look for the hub at {address}, which is no address of this machine: the container engine "
-            "runs elsewhere, in a virtual machine, rootless, or not at all. Name another engine with DOCKER_HOST, or "
+            "The container engine does not answer, and its network is not there yet: start it first "
+            "(`systemctl start docker`)."
+            if kept
+            else f"Containers look for the hub at {address}, which is no address of this machine: the engine runs "
+            "elsewhere, in a virtual machine, rootless, or not at all. Name another engine with DOCKER_HOST, or "
             "say with c.JupyterHub.hub_ip and hub_connect_ip where its containers reach the hub."
         )
     c.JupyterHub.hub_ip = address
@@ -114,8 +117,11 @@ def _check_images(given: Mapping[str, Any], offer: Mapping[str, Profile]) -> Non
             raise ValueError(f"{where}: {problem}")
 
 
-def _address(settings: Mapping[str, Any], pool: str, state: Path) -> str:
-    """Where containers reach this machine.  Kept, so that a hub also starts while the engine is away."""
+def _address(settings: Mapping[str, Any], pool: str, state: Path) -> tuple[str, bool]:
+    """Where containers reach this machine, and whether that is what an earlier start has kept.
+
+    Kept, so that a hub also starts while the engine is away.
+    """
     kept = state / REACHED_AT
     try:
         engine = connect(**{"timeout": TIMEOUT, **settings})
@@ -132,6 +138,6 @@ def _address(settings: Mapping[str, Any], pool: str, state: Path) -> str:
         print(
             f"gpupool: the container engine does not answer, sessions wait for it: {problem}", file=sys.stderr
         )
-        return str(json.loads(kept.read_text()))
+        return str(json.loads(kept.read_text())), True
     kept.write_text(json.dumps(address))
-    return address
+    return address, False

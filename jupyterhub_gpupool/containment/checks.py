@@ -122,7 +122,9 @@ def _user(value: Any) -> Found:
     if re.fullmatch(r"[+-]?[0-9]+", user):
         if int(user) == 0:
             yield "root-user", f"is {shown(value)}"
-    elif text:  # only the image's own files say which number a name has
+    elif not text:
+        yield "root-user", "is empty, and only the image says who that is"
+    else:  # only the image's own files say which number a name has
         why = "" if user == "root" else ", and only a number shows that it is not root's"
         yield "root-user", f"is {shown(value)}{why}"
     if group:

@@ -29,7 +29,7 @@ GIVEN = {
     "restart_policy": "A session that the engine restarts by itself would run without a lease.",
     "log_config": "What the session prints is cut to a few files, so that it cannot fill the machine's disk.",
     "memswap_limit": "The memory limit holds for memory and swap together; otherwise a session swaps for everybody. "
-    "Only where the profile limits memory.",
+    "Where a profile says nothing, three quarters of the machine's memory.",
     "cpuset_cpus": "TensorFlow starts as many threads as it sees CPUs, and `cpu_limit` alone hides none. Only where "
     "the profile names CPUs.",
 }

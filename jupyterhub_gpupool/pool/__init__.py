@@ -108,7 +108,7 @@ class GPUPool(LoggingConfigurable):
         600,
         min=0,
         help="""Seconds for which a GPU is not handed out after the launch check of an image has failed on it that
-        passes on another GPU. The next launch is the re-test. 0: it is handed out again at the next sweep.""",
+        passes on another GPU. The next launch is the re-test. 0: no GPU is ever held back for it.""",
     ).tag(config=True)
 
     max_launches = Integer(

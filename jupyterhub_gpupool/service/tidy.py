@@ -53,10 +53,14 @@ class Tidy:
 
     async def foreigners(self, snapshot: Snapshot) -> None:
         """Say on each device what others run there.  It is never touched."""
-        found = await self._sweep.ask(self._sweep.sessions.foreign) or ()
+        found = await self._sweep.ask(self._sweep.sessions.foreign)
+        if found is None:
+            return
         said = {}
         for device in snapshot.devices:
-            mine = {device.id, *(instance.id for instance in device.instances), "all"}
+            # Others may name a GPU by its number, and an instance by its number on that.
+            places = [f"{device.index}:{number}" for number in range(len(device.instances))]
+            mine = {device.id, *(one.id for one in device.instances), "all", str(device.index), *places}
             names = sorted(one.name for one in found if mine & one.visible)
             if names:
                 said[device.id] = f"in use by {', '.join(names)}, which is not of this pool"

@@ -52,8 +52,8 @@ class Sessions(Protocol):
         """
         ...
 
-    def foreign(self) -> tuple[Foreign, ...]:
-        """Find what others run on this machine's GPUs, as far as the backend knows.  Does not raise."""
+    def foreign(self) -> tuple[Foreign, ...] | None:
+        """Find what others run on this machine's GPUs; None when the backend did not answer.  Does not raise."""
         ...
 
 

@@ -8,12 +8,9 @@ no session, but it is removed before its slice is given to anybody: somebody cou
 from __future__ import annotations
 
 import logging
-import re
 import struct
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import docker
@@ -22,9 +19,9 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.utils import kwargs_from_env
 
 from ..containment import LABEL
-from ..model import Presence, Process, Session
+from ..model import Presence, Process, Session, session_name
 from . import Foreign, marked_cells
-from .proc import AGE, Stat, read, stat_of
+from .telemetry import processes_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,18 +33,17 @@ ENDED = frozenset({"created", "exited", "dead"})
 RECOVERY = 5.0
 """Seconds after an error of the engine for which "there is no such container" is not believed."""
 
+CHUNK = 64 * 1024
+MOST_OUTPUT = 1024 * 1024
+"""Bytes that a command in a session may write: it is under a person's control."""
+
 LOG_LINES = 200
 LOG_BYTES = 64 * 1024
 REMOVE_PAUSE = 0.1
 GONE_QUICKLY = (404, 409)
 """Not there, or on its way already: the look afterwards says which."""
 
-CONTAINER = re.compile(r"[0-9a-f]{64}")
 NO_GPU = frozenset({"", "void", "none"})
-INITS = frozenset({"docker-init", "tini", "dumb-init", "catatonit"})
-"""Programs that a container may have as its first process in front of the notebook server."""
-
-
 ENGINE_ERRORS = (DockerException, requests.RequestException, OSError)
 
 
@@ -140,8 +136,8 @@ class DockerSessions:
             return None
         return environment_of(found or {}).get("JUPYTERHUB_API_TOKEN")
 
-    def foreign(self) -> tuple[Foreign, ...]:
-        """Running containers of others that were given GPUs; empty where the engine does not say."""
+    def foreign(self) -> tuple[Foreign, ...] | None:
+        """Running containers of others that were given GPUs; None where the engine does not say."""
         try:
             listed = self._ask(lambda engine: engine.containers(filters={"status": "running"}))
             kept = {}
@@ -151,7 +147,7 @@ class DockerSessions:
                     kept[key] = self._foreign[key] if key in self._foreign else self._holds(key)
         except ENGINE_ERRORS as problem:
             log.warning("The engine does not say which other containers use GPUs: %s", problem)
-            return ()
+            return None
         self._foreign = kept
         return tuple(one for one in kept.values() if one is not None)
 
@@ -161,7 +157,7 @@ class DockerSessions:
         """Stop and remove a container; see :class:`Sessions`.  One that is not this pool's is left alone."""
         deadline = self._clock() + timeout
         try:
-            found = self.inspect(name)
+            found = self._of(name)
             if found is None:
                 return self._sure()
             if (found["Config"].get("Labels") or {}).get(LABEL + "pool") != self._pool:
@@ -169,9 +165,9 @@ class DockerSessions:
                 return False
             self._stop(found, timeout / 2)
             if keep is not None:
-                keep(self.log(found["Id"]))
+                self._keep(found["Id"], keep)
             self._quietly(lambda engine: engine.remove_container(found["Id"], v=True, force=True))
-            while self.inspect(found["Id"]) is not None or self.inspect(name) is not None:
+            while self.inspect(found["Id"]) is not None or self._of(name) is not None:
                 if self._clock() > deadline:
                     return False
                 time.sleep(REMOVE_PAUSE)
@@ -179,6 +175,12 @@ class DockerSessions:
             log.warning("Container %s cannot be proved gone: %s", name, problem)
             return False
         return True
+
+    def _keep(self, key: str, keep: Callable[[str], None]) -> None:
+        try:
+            keep(self.log(key))
+        except ENGINE_ERRORS as problem:  # no reason to keep the container
+            log.warning("The last lines of container %s cannot be had: %s", key[:12], problem)
 
     def log(self, name: str) -> str:
         """The last lines that a container wrote.  Raises :data:`ENGINE_ERRORS`, but not when it is gone."""
@@ -188,23 +190,45 @@ class DockerSessions:
             return ""
         return bytes(raw)[-LOG_BYTES:].decode("utf-8", "replace")
 
-    def run(self, name: str, command: Sequence[str], *, timeout: float) -> Ran:
-        """Run a command in a session under its own account, to its end.
+    def run(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        timeout: float,
+        user: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> Ran:
+        """Run a command in a session to its end, under the session's account or another ``uid:gid``.
 
         Raises :data:`ENGINE_ERRORS`, also when nothing was written for ``timeout`` seconds.
         """
         engine = connect(**{**self.settings, "timeout": timeout})
         try:
-            made = engine.exec_create(name, list(command), stdin=False)
+            made = engine.exec_create(
+                name, list(command), stdin=False, user=user, environment=dict(environment or {})
+            )
             # Not by exec_start(): that waits for the output without any limit.
             url = f"{engine.base_url}/v{engine.api_version}/exec/{made['Id']}/start"
-            answer = engine.post(url, json={"Detach": False, "Tty": False}, timeout=timeout)
+            answer = engine.post(url, json={"Detach": False, "Tty": False}, timeout=timeout, stream=True)
             answer.raise_for_status()
+            raw = bytearray()
+            for chunk in answer.iter_content(CHUNK):
+                raw += chunk
+                if len(raw) > MOST_OUTPUT:
+                    raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
             status = engine.exec_inspect(made["Id"])["ExitCode"]
         finally:
             engine.close()
-        texts = (text.decode("utf-8", "replace") for text in _apart(answer.content))
+        texts = (text.decode("utf-8", "replace") for text in _apart(bytes(raw)))
         return Ran(-1 if status is None else int(status), *texts)
+
+    def _of(self, name: str) -> Mapping[str, Any] | None:
+        """The container of a session: by its labels, which nobody can change, else by its name."""
+        wanted = {"label": f"{LABEL}pool={self._pool}"}
+        listed = self._ask(lambda engine: engine.containers(all=True, filters=wanted))
+        key = next((str(one["Id"]) for one in listed if _name(one) == name), name)
+        return self.inspect(key)
 
     def _stop(self, found: Mapping[str, Any], grace: float) -> None:
         """Ask the session to end, for at most ``grace`` seconds; the engine then kills it."""
@@ -271,9 +295,7 @@ class DockerSessions:
                 "id": one["Id"],
                 "container": _name(one),
                 "image": one.get("ImageID", ""),
-                "published": [
-                    port["PublicPort"] for port in one.get("Ports") or () if port.get("PublicPort")
-                ],
+                "published": [port["PublicPort"] for port in _ports(one) if port.get("PublicPort")],
             },
             url=_url(one),
             processes=processes if running else (),
@@ -314,14 +336,25 @@ def _presence(state: str) -> Presence:
 
 
 def _name(one: Mapping[str, Any]) -> str:
+    """The session's name: by the labels, because a container can be renamed; else the engine's."""
+    said = one.get("Labels") or {}
+    pool, lease, epoch = (str(said.get(LABEL + key, "")) for key in ("pool", "lease", "epoch"))
+    if pool and lease and epoch.isdecimal():
+        return session_name(pool, lease, int(epoch))
     # A container that others link to has further names, with a slash inside.
     names = [name.removeprefix("/") for name in one.get("Names") or ()]
     return next((name for name in names if "/" not in name), str(one["Id"]))
 
 
+def _ports(one: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The notebook's port among those of a container."""
+    wanted = (one.get("Labels") or {}).get(LABEL + "port", "")
+    return [port for port in one.get("Ports") or () if str(port.get("PrivatePort")) == wanted]
+
+
 def _url(one: Mapping[str, Any]) -> str:
     """Where the notebook server answers: its published port, or its address in the containers' network."""
-    ports = one.get("Ports") or ()
+    ports = _ports(one)
     for port in ports:
         if port.get("PublicPort"):
             return f"http://{port.get('IP') or '127.0.0.1'}:{port['PublicPort']}"
@@ -334,45 +367,3 @@ def environment_of(found: Mapping[str, Any]) -> dict[str, str]:
     """The environment that an inspected container was created with.  It holds secrets: never log it."""
     given = (found.get("Config") or {}).get("Env") or ()
     return dict(entry.partition("=")[::2] for entry in given)
-
-
-def processes_of(containers: Collection[str], proc: Path = Path("/proc")) -> dict[str, tuple[Process, ...]]:
-    """Find the processes of these containers on this machine, by their control group.
-
-    Containers of an engine elsewhere, or whose processes this account cannot see, are missing.
-    """
-    wanted = frozenset(containers)
-    found: dict[str, list[Stat]] = {}
-    for entry in proc.iterdir() if wanted else ():
-        with suppress(OSError):  # gone in the meantime, or another account's
-            groups = (entry / "cgroup").read_text() if entry.name.isdecimal() else ""
-            for key in wanted.intersection(CONTAINER.findall(groups)):
-                stat = stat_of(proc, int(entry.name))
-                if stat is not None and not stat.gone:
-                    found.setdefault(key, []).append(stat)
-    return {key: _sorted_out(members, proc) for key, members in found.items()}
-
-
-def _sorted_out(members: Sequence[Stat], proc: Path) -> tuple[Process, ...]:
-    """Telemetry of a container's processes.  The first is the notebook server, or an init with the server as
-    its oldest child.
-
-    What its children used before they ended is part of a job's use, but the server's children are the
-    kernels: counting them there would count them twice.
-    """
-    inside = {stat.pid for stat in members}
-    first = min((stat for stat in members if stat.parent not in inside), key=AGE)
-    servers = {first.pid}
-    if read(proc, first, "comm").decode("utf-8", "replace").strip() in INITS:
-        children = sorted((stat for stat in members if stat.parent == first.pid), key=AGE)
-        servers |= {stat.pid for stat in children[:1]}
-    return tuple(
-        Process(
-            pid=stat.pid,
-            created=stat.created,
-            cpu_seconds=stat.cpu + (0 if stat.pid in servers else stat.reaped),
-            memory_mib=stat.memory_mib,
-            server=stat.pid in servers,
-        )
-        for stat in sorted(members, key=AGE)
-    )

@@ -7,6 +7,7 @@ import inspect
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from traitlets import (
 )
 
 from .. import containment, profiles
-from ..errors import Rejected, Unavailable
+from ..errors import GPUPoolError, Rejected, Unavailable
 from ..model import Lease, Session
 from ..runtime import NO_DEVICE
 from ..sessions.docker import ENGINE_ERRORS, DockerSessions, connect
@@ -135,6 +136,9 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
     read_only_volumes: dict[str, Any]
     volumes: dict[str, Any]
 
+    _slow: ClassVar[ThreadPoolExecutor] = ThreadPoolExecutor(32, thread_name_prefix="gpupool-slow")
+    """For what takes minutes: pulls and checks never hold the threads that look, stop and prove."""
+
     _image_id: str | None = None  # of the image at hand
     _access = "none"  # how its GPUs get into the container
     _shared: ClassVar[dict[tuple[str, str], DockerSessions]] = {}
@@ -162,6 +166,10 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
         if key not in self._shared:
             self._shared[key] = DockerSessions(self.pool.name, settings)
         return self._shared[key]
+
+    async def _slowly(self, verb: Any, *args: Any, **kwargs: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._slow, partial(verb, *args, **kwargs))
 
     @property
     def _more_time(self) -> float:
@@ -196,6 +204,13 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
         offered = "*" if self.allowed_images == "*" else self._offered
         if problem := containment.image_problem(image, offered):
             raise Rejected(problem, reason="bad-image")
+        written = {layer.get("image") for _, layer in profiles.variants(self.pool.offer[choice.profile])}
+        if offered != "*" and image not in {*written, *self._offered, *self._offered.values()}:
+            raise Rejected(
+                f"The image {image[:80]!r} was typed, and an admin has not listed it. "
+                f"Allowed: {', '.join(sorted(self._offered))[:300]}.",
+                reason="bad-image",
+            )
         if problem := containment.user_problem(self.user.name):
             raise Rejected(problem, reason="bad-user")
         return choice
@@ -209,9 +224,10 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
             raise Unavailable(
                 "The container engine does not answer. Try again in a minute.", reason="engine"
             ) from problem
-        if self._image_id is not None and self.pull_policy != "always":
+        pinned = image.startswith("sha256:")  # the engine's own name for what it has; no registry knows it
+        if self._image_id is not None and (pinned or self.pull_policy != "always"):
             return
-        if self.pull_policy in ("never", "skip") or image.startswith("sha256:"):
+        if pinned or self.pull_policy in ("never", "skip"):
             raise Unavailable(
                 f"The image {image[:80]} is not on this machine, and may not be fetched: please tell an admin.",
                 reason="no-image",
@@ -222,7 +238,7 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
             loop.call_soon_threadsafe(partial(self._steps.add, 4, sentence, replaces="image"))
 
         engine = await self._backend(lambda: connect(**self._sessions.settings | {"timeout": images.SILENCE}))
-        self._image_id = await self._backend(images.fetch, engine, image, tell)
+        self._image_id = await self._slowly(images.fetch, engine, image, tell)
 
     # --- the launch ------------------------------------------------------------------------------
 
@@ -233,7 +249,7 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
     def _prepare(self, lease: Lease) -> dict[str, Any]:
         self.object_id = ""
         self.object_name = lease.session
-        self.labels = labels_for(lease, pool=self.pool.name, owner=self._owner)
+        self.labels = labels_for(lease, pool=self.pool.name, owner=self._owner, port=self.port)
         return {"container": lease.session}
 
     async def compose(self) -> None:
@@ -288,6 +304,7 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
             "network_name": self.network_name,
             "links": self.links,
             "host_ip": self.host_ip,
+            "port": self.port,
             "use_internal_ip": self.use_internal_ip,
         }
         if wrong := containment.refusals(settings, (*self.unsafe, *self._choice.unsafe)):
@@ -316,7 +333,10 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
             partial(self._sessions.remove, lease.session, timeout=timeout, keep=lines.append)
         )
         for text in lines:
-            await self.pool.ask("keep_log", lease.id, text)
+            try:
+                await self.pool.ask("keep_log", lease.id, text)
+            except GPUPoolError as problem:  # the proof counts all the same
+                self.log.warning("lease=%s: its last lines are not kept: %s", lease.id, problem.message)
         if gone:
             self.object_id = ""
         return bool(gone)

@@ -42,8 +42,7 @@ def ensure_network(engine: docker.APIClient, name: str, pool: str) -> str:
             if problem.status_code != 409:  # somebody else was quicker
                 raise
         found = engine.inspect_network(name)
-    ours = (found.get("Labels") or {}).get(LABEL + "pool") == pool
-    if ours and (found.get("Options") or {}).get(ICC) != "false":
+    if (found.get("Options") or {}).get(ICC) != "false":
         raise ValueError(
             f"The network {name!r} lets containers talk to each other. Remove it with `docker network rm {name}` "
             "while no session runs; it is made anew."

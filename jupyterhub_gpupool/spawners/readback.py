@@ -23,7 +23,7 @@ NO_MODULE = "No module named"
 LONGEST_REPORT = 64 * 1024
 
 
-def labels_for(lease: Lease, *, pool: str, owner: Owner) -> dict[str, str]:
+def labels_for(lease: Lease, *, pool: str, owner: Owner, port: int) -> dict[str, str]:
     """The labels by which a session is found again, and known for what it holds."""
     cells = {item.device: ranges(item.cells) for item in lease.slices}
     said = {
@@ -34,6 +34,7 @@ def labels_for(lease: Lease, *, pool: str, owner: Owner) -> dict[str, str]:
         "server": lease.server,
         "profile": lease.profile,
         "owner": owner.mark(),
+        "port": str(port),
         "devices": ",".join(item.visible for item in lease.slices),
         "cells": json.dumps(cells, separators=(",", ":")),
     }
@@ -84,6 +85,7 @@ def differences(
     visible: Sequence[str],
     access: str,
     dangers: Collection[str] = (),
+    port: int = 8888,
 ) -> list[str]:
     """Say in words where an inspected container is not what was asked for; empty when it is.
 
@@ -102,8 +104,10 @@ def differences(
         wrong.append(f"it was given the devices {', '.join(asked) or 'none'}")
     if any(one.get("Count") for one in host.get("DeviceRequests") or ()):
         wrong.append("it was given devices by number")
-    has = {"host_config": {**host, "DeviceRequests": None}, "user": config.get("User")}
-    found_dangers = containment.dangers({"extra_create_kwargs": has})
+    # An engine on cgroup v1 has no namespace for them, whatever it was asked for.
+    asked_host = {key: value for key, value in host.items() if key not in ("DeviceRequests", "CgroupnsMode")}
+    has = {"host_config": asked_host, "user": config.get("User")}
+    found_dangers = containment.dangers({"extra_create_kwargs": has, "port": port})
     wrong += [
         f"it has the danger {name}, which nobody accepted" for name in found_dangers if name not in dangers
     ]

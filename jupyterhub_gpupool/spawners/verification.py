@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+
+import requests
 
 from .. import containment, faults
 from ..errors import Unavailable
@@ -16,6 +19,13 @@ CHECK = ("python3", "-I", "-m", "gpupool_tensorflow", "check")
 WHAT_IT_SEES = ("cat", "/proc/1/environ")
 READ_TIMEOUT = 20.0
 
+NOBODY = "65534:65534"
+NO_HOME = {"HOME": "/nonexistent", "KERAS_HOME": "/nonexistent"}
+"""The check tells of image and GPU, for everybody: what one person's home holds must not change the answer."""
+
+KILLED = (-1, 137)
+"""How a command ends that the engine or the kernel has ended: it says nothing of the GPU."""
+
 
 class Verification:
     """The part of the Docker spawner that looks at what was launched.  Annotations name what the rest provides."""
@@ -24,6 +34,7 @@ class Verification:
     labels: Mapping[str, str]
     object_id: str
     gpu_access: str
+    port: int
     check: str
     check_timeout: float
     unsafe: list[str]
@@ -34,6 +45,7 @@ class Verification:
     _image_id: str | None
     _owner: Any
     _sessions: Any
+    _slowly: Any
     _steps: Any
 
     async def _launched(self, lease: Lease) -> tuple[dict[str, Any], list[str]]:
@@ -57,6 +69,7 @@ class Verification:
             visible=visible,
             access=self._access,
             dangers=(*self.unsafe, *self._choice.unsafe),
+            port=self.port,
         )
         inside = seen_differently(ran.out, visible=visible, access=self._access) if ran.status == 0 else ""
         wrong += [inside] if inside else []
@@ -86,13 +99,27 @@ class Verification:
     async def _checked(self) -> tuple[bool | None, dict[str, Any]]:
         """Run the image's own check in the session: passed, failed, or None where the image has none."""
         try:
-            ran = await self._backend(
-                partial(self._sessions.run, self.object_id, CHECK, timeout=self.check_timeout)
-            )
+            async with asyncio.timeout(self.check_timeout + READ_TIMEOUT):
+                ran = await self._slowly(
+                    self._sessions.run,
+                    self.object_id,
+                    CHECK,
+                    timeout=self.check_timeout,
+                    user=NOBODY,
+                    environment=NO_HOME,
+                )
+            found = await self._backend(self._sessions.inspect, self.object_id)
+        except (TimeoutError, requests.ReadTimeout):
+            return False, {"problems": [f"The check did not end within {self.check_timeout:g} s."]}
         except ENGINE_ERRORS as problem:
-            return False, {
-                "problems": [f"The check did not end within {self.check_timeout:g} s ({problem})."[:300]]
-            }
+            raise Unavailable(
+                "The container engine did not run the launch check.", reason="engine"
+            ) from problem
+        if found is None or not found["State"]["Running"] or ran.status in KILLED:
+            raise Unavailable(
+                "The session, or its launch check, ended too early; its memory may be too small for TensorFlow.",
+                reason="engine",
+            )
         return read_check(ran)
 
     async def _adopted(self, lease: Lease) -> list[str]:
@@ -109,9 +136,10 @@ class Verification:
         simulated = any(device.simulated for device in devices)
         return differences(
             found,
-            labels=labels_for(lease, pool=self.pool.name, owner=self._owner),
+            labels=labels_for(lease, pool=self.pool.name, owner=self._owner, port=self.port),
             image="",
             visible=visible,
             access=access_for(self.gpu_access, visible, simulated, info),
             dangers=tuple(containment.DANGERS),
+            port=self.port,
         )

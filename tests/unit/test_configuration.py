@@ -160,7 +160,11 @@ class Engine:
 
     def inspect_network(self, name: str) -> dict[str, Any]:
         assert name == "gpupool-gpupool"
-        return {"Name": name, "IPAM": {"Config": [{"Gateway": self.gateway}]}}
+        return {
+            "Name": name,
+            "Options": {"com.docker.network.bridge.enable_icc": "false"},
+            "IPAM": {"Config": [{"Gateway": self.gateway}]},
+        }
 
     def close(self) -> None:
         """Nothing to close."""

@@ -27,7 +27,7 @@ def got(**changed: Any) -> dict[str, Any]:
     host = {"DeviceRequests": request_for([ONE], "runtime"), "Privileged": False, **changed.pop("host", {})}
     return {
         "HostConfig": host,
-        "Config": {"Labels": {**LABELS, "other": "x"}},
+        "Config": {"Labels": {**LABELS, "other": "x"}, "User": "1000:100"},
         "Image": "sha256:1",
         **changed,
     }
