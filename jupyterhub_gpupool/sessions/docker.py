@@ -19,7 +19,7 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.utils import kwargs_from_env
 
 from ..containment import LABEL
-from ..model import Presence, Process, Session, session_name
+from ..model import Presence, Process, Session
 from . import Foreign, marked_cells
 from .telemetry import processes_of
 
@@ -336,20 +336,18 @@ def _presence(state: str) -> Presence:
 
 
 def _name(one: Mapping[str, Any]) -> str:
-    """The session's name: by the labels, because a container can be renamed; else the engine's."""
-    said = one.get("Labels") or {}
-    pool, lease, epoch = (str(said.get(LABEL + key, "")) for key in ("pool", "lease", "epoch"))
-    if pool and lease and epoch.isdecimal():
-        return session_name(pool, lease, int(epoch))
+    """The session's name: by its label, because a container can be renamed; else the engine's."""
+    if said := (one.get("Labels") or {}).get(LABEL + "session"):
+        return str(said)
     # A container that others link to has further names, with a slash inside.
     names = [name.removeprefix("/") for name in one.get("Names") or ()]
     return next((name for name in names if "/" not in name), str(one["Id"]))
 
 
 def _ports(one: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The notebook's port among those of a container."""
-    wanted = (one.get("Labels") or {}).get(LABEL + "port", "")
-    return [port for port in one.get("Ports") or () if str(port.get("PrivatePort")) == wanted]
+    """The notebook's port among those of a container; all where its label does not say which."""
+    wanted = (one.get("Labels") or {}).get(LABEL + "port")
+    return [port for port in one.get("Ports") or () if wanted in (None, str(port.get("PrivatePort")))]
 
 
 def _url(one: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ def labels_for(lease: Lease, *, pool: str, owner: Owner, port: int) -> dict[str,
     cells = {item.device: ranges(item.cells) for item in lease.slices}
     said = {
         "pool": pool,
+        "session": lease.session,
         "lease": lease.id,
         "epoch": str(lease.epoch),
         "user": lease.user,
