@@ -17,6 +17,7 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
 from docker.utils import kwargs_from_env
+from urllib3.exceptions import ReadTimeoutError
 
 from ..containment import LABEL
 from ..model import Presence, Process, Session
@@ -213,10 +214,15 @@ class DockerSessions:
             answer = engine.post(url, json={"Detach": False, "Tty": False}, timeout=timeout, stream=True)
             answer.raise_for_status()
             raw = bytearray()
-            for chunk in answer.iter_content(CHUNK):
-                raw += chunk
-                if len(raw) > MOST_OUTPUT:
-                    raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
+            try:
+                for chunk in answer.iter_content(CHUNK):
+                    raw += chunk
+                    if len(raw) > MOST_OUTPUT:
+                        raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
+            except requests.ConnectionError as problem:
+                if isinstance(problem.args[0], ReadTimeoutError):  # so it looks in the midst of an answer
+                    raise requests.ReadTimeout(f"{command[0]} was silent for {timeout:g} s") from problem
+                raise
             status = engine.exec_inspect(made["Id"])["ExitCode"]
         finally:
             engine.close()

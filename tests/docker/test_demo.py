@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 
 from jupyterhub_gpupool.containment import volume_name
 from jupyterhub_gpupool.model import Lease
@@ -29,18 +31,22 @@ class DemoUnderTest(HubUnderDocker):
         self.environ = {"GPUPOOL_BACKEND": "docker", "GPUPOOL_IMAGE": image, "DOCKER_HOST": proxy.host}
         self.read = 0
 
-    def takes(self, user: str, profile: str, state: str = "active") -> Lease:
-        """Start a session with the rights of a person's page; what becomes of it."""
+    def takes(self, user: str, profile: str) -> Lease:
+        """Start a session and wait until it is active."""
+        answer = self.asks(user, profile)
+        assert answer.status_code in (201, 202), answer.text
+        return self.wait_state(user, "active")
+
+    def asks(self, user: str, profile: str) -> requests.Response:
+        """Ask for a session with the rights of a person's page."""
         session = self.browser_session(user)
         session.get(f"{self.url}/hub/home", timeout=20)
-        answer = session.post(
+        return session.post(
             f"{self.url}/hub/api/users/{user}/server",
             json={"profile": profile},
             headers={"X-XSRFToken": session.cookies.get("_xsrf", path="/hub/") or ""},
             timeout=60,
         )
-        assert answer.status_code in (201, 202), answer.text
-        return self.wait_state(user, state)
 
     def says(self, words: str) -> None:
         """Wait until the console says this, after what was waited for before."""
@@ -97,8 +103,11 @@ def test_sessions_outlive_a_killed_hub_and_end_with_ctrl_c(demo: DemoUnderTest) 
     demo.reachable(lease)
 
     # Ctrl-C ends what runs, and what is being launched; homes stay.
-    demo.takes("grace", "quarter-a100", "starting")
-    demo.interrupt()
+    with ThreadPoolExecutor(1) as page:
+        asked = page.submit(demo.asks, "grace", "quarter-a100")
+        until(lambda: demo.lease_of("grace"), "grace's request to arrive")
+        demo.interrupt()
+        asked.exception()  # whether it was answered does not matter
     assert demo.containers() == []
     assert demo.processes("") == []
     volumes = {volume.name for volume in demo.engine.client.volumes.list()}

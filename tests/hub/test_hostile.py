@@ -19,6 +19,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from jupyterhub_gpupool.ledger.schema import SCHEMA_VERSION
 from jupyterhub_gpupool.model import Lease
 
 from .conftest import HubUnderTest, MakeHub, until
@@ -485,7 +486,7 @@ def test_a_ledger_of_a_newer_version(make_hub: MakeHub) -> None:
     assert requests.get(lease.url, timeout=20).text.startswith(lease.id)
     (session,) = hub.sessions(lease.id)
     assert schema(hub) == 99
-    set_schema(hub, 1)
+    set_schema(hub, SCHEMA_VERSION)
     hub.wait_ready("ada", seconds=60)
     assert hub.wait_state("ada", "active").id == lease.id
     assert [process.pid for process in hub.sessions(lease.id)] == [session.pid]
@@ -554,7 +555,7 @@ def test_a_wrong_configuration_ends_the_hub_with_one_sentence(make_hub: MakeHub,
 
 def test_a_backend_that_is_not_there_ends_the_demo_with_one_sentence(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    state = {"GPUPOOL_STATE_DIR": str(tmp_path), "GPUPOOL_BACKEND": "docker"}
+    state = {"GPUPOOL_STATE_DIR": str(tmp_path), "GPUPOOL_BACKEND": "slurm"}
     ended = subprocess.run(
         [sys.executable, "-m", "jupyterhub", "-f", str(root / "jupyterhub_config.py")],
         env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", **state},
@@ -564,7 +565,7 @@ def test_a_backend_that_is_not_there_ends_the_demo_with_one_sentence(tmp_path: P
         timeout=60,
     )
     assert ended.returncode == 1
-    said = "gpupool: GPUPOOL_BACKEND=docker: this version has no Docker backend yet; use local or auto."
+    said = "gpupool: GPUPOOL_BACKEND='slurm' is no backend of the demo; use auto, docker, local."
     assert ended.stderr.splitlines() == [said]
     assert ended.stdout == ""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyterhub.httpclient import JupyterHubHTTPClient
 from jupyterhub.services.auth import HubOAuth
 from prometheus_client import CollectorRegistry, generate_latest
 from tornado import web
@@ -218,6 +219,8 @@ async def a_site(tmp_path: Path, hub: type[FakeHub]) -> AsyncIterator[Web]:
             yield site
             await feed.stop()
             site.client.close()
+            # An open client watches the resolver's files, and a machine allows few such watches.
+            await JupyterHubHTTPClient.loop_instance().close()
     assert pool.ledger().verify() == []
     pool.ledger().close_database()
 
