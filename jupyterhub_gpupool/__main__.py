@@ -7,6 +7,7 @@ import os
 import sys
 
 from . import __version__
+from . import commands as ledger_commands
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
         default=os.path.join(state, "faults.json"),
         help="SimulatedDevices.faults_file of the hub (default: the demo's, %(default)s)",
     )
+    ledger_commands.add(commands)
     chosen = parser.parse_args(argv)
+    if "run" in chosen:
+        return ledger_commands.run(chosen, sys.stdout)
     if chosen.command == "service":
         from .service.app import main as serve
 

@@ -15,10 +15,28 @@ from .model import Decision, Kind, Sample, Terms, Verdict, When
 
 IDLE = "idle"
 MAX_AGE = "max_age"
+SHARE = "share"
+"""A guaranteed share that it borrows from is wanted back."""
+DRAIN = "drain"
+BUDGET = "budget"
+CALLED = (SHARE, DRAIN, BUDGET)
+"""Rules that end a session whether it is used or not."""
 IMPLAUSIBLE = 1000.0
 """Utilization in percent above which a reading says nothing (busy GPUs can add up to some hundred)."""
 
 _UNSEEN = Sample()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Something other than idleness and age that asks for the end of a lease."""
+
+    rule: str
+    """One of :data:`CALLED`."""
+    reason: str
+    seconds: float = 0.0
+    """Until it may end at the earliest; nor does it before its warning has run out and, but for a drain, before
+    ``min_age``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +55,12 @@ class Facts:
     deadline_seconds: float | None = None
     """Left of the warning, counted down by :func:`count_down`; None: not warned."""
     warned_for: str = ""
-    """Which rule the warning stands for: ``idle`` or ``max_age``."""
+    """Which rule the warning stands for."""
     wanted: bool = False
-    """Whether somebody waits for such a slice."""
+    """Whether somebody waits who would get this slice."""
+    wanted_why: str = ""
+    """Why this lease was chosen for it."""
+    calls: tuple[Call, ...] = ()
     sample: Sample = _UNSEEN
     """The latest sample; only named in the reasons."""
 
@@ -80,7 +101,7 @@ def count_down(
     deadline_seconds: float | None, warned_for: str, busy: bool | None, elapsed: float, interval: float
 ) -> float | None:
     """Take one look's tick off a warning; a warning for idleness stands still while nothing is known."""
-    if deadline_seconds is None or (busy is None and warned_for != MAX_AGE):
+    if deadline_seconds is None or (busy is None and warned_for not in (MAX_AGE, *CALLED)):
         return deadline_seconds
     return max(0.0, deadline_seconds - tick(elapsed, interval))
 
@@ -94,13 +115,33 @@ def judge(facts: Facts) -> Verdict:
     """
     age = facts.age if facts.age > 0 else 0.0
     by_idle = _judge_idle(facts, age)
-    by_age = _judge_age(facts, age)
-    if by_age is None:
+    sure = [
+        found
+        for found in (_judge_age(facts, age), *(_called(facts, call, age) for call in facts.calls))
+        if found
+    ]
+    if not sure:
         return by_idle
-    # An idle warning stands still while nothing is known: it must not keep the end by age from coming nearer.
-    if by_idle.decision is Decision.KEEP or facts.busy is None:
-        return by_age
-    return by_idle if _left(by_idle) < _left(by_age) else by_age
+    surest = min(sure, key=_left)
+    if by_idle.decision is Decision.RECLAIM:
+        return by_idle
+    # An idle warning stands still while nothing is known, and use takes it back: neither may keep an end that
+    # is sure from coming nearer.  A share's bound counts from its own warning.
+    if by_idle.decision is Decision.KEEP or facts.busy is None or surest.warned_for == SHARE:
+        return surest
+    return by_idle if _left(by_idle) < _left(surest) else surest
+
+
+def _called(facts: Facts, call: Call, age: float) -> Verdict:
+    """The end that something else asks for: after a warning of its own, whatever the samples say."""
+    warn = max(0.0, facts.terms.warn)
+    early = max(call.seconds, 0.0 if call.rule == DRAIN else facts.terms.min_age - age)
+    if facts.warned_for != call.rule or facts.deadline_seconds is None:
+        return Verdict(Decision.WARN, call.reason, max(warn, early), warned_for=call.rule)
+    left = max(facts.deadline_seconds, early)
+    if left <= 0:
+        return Verdict(Decision.RECLAIM, f"{call.reason}; the warning has run out", 0.0, warned_for=call.rule)
+    return Verdict(Decision.WARN, call.reason, left, warned_for=call.rule)
 
 
 def _left(verdict: Verdict) -> float:
@@ -136,7 +177,7 @@ def _kept(facts: Facts) -> str:
     if facts.grace_seconds > 0:
         return f"extended, {facts.grace_seconds:.0f} s left"
     if terms.when is When.WANTED and not facts.wanted:
-        return "nobody waits for this slice"
+        return "nobody who waits needs this slice"
     return ""
 
 
@@ -154,6 +195,8 @@ def _judge_idle(facts: Facts, age: float) -> Verdict:
     if not facts.idle_seconds >= terms.window:
         return _keep(f"no GPU activity for {facts.idle_seconds:.0f} s of {terms.window:g} s")
     reason = f"no GPU activity for {facts.idle_seconds:.0f} s (window {terms.window:g} s), {_activity(facts)}"
+    if terms.when is When.WANTED and facts.wanted_why:
+        reason = f"{reason}; {facts.wanted_why}"
     young = terms.min_age - age
     if not warned or left is None:
         return Verdict(Decision.WARN, reason, max(0.0, terms.warn, young), warned_for=IDLE)

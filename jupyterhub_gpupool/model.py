@@ -131,6 +131,9 @@ class Device:
     """Version of the driver; empty: unknown."""
     foreign: str = ""
     """A sentence about containers on it that are not the pool's.  It bars no grant."""
+    drain_at: float | None = None  # when sessions on it end at the earliest; None: it is not drained
+    drain_by: str = ""
+    drain_why: str = ""
 
     @property
     def usable(self) -> bool:
@@ -284,12 +287,12 @@ class Lease:
     active_at: float | None = None
     closed_at: float | None = None
     idle_seconds: float = 0
+    idle_total: float = 0  # idle seconds in all; ``idle_seconds`` begins anew with each use
     grace_seconds: float = 0
     """Left of an extension: until it has run out the lease is kept."""
     extended_seconds: float = 0
     warned_at: float | None = None
-    warned_for: str = ""
-    """Which rule the warning stands for: ``idle`` or ``max_age``."""
+    warned_for: str = ""  # the rule: ``idle``, ``max_age``, ``share``, ``drain`` or ``budget``
     deadline_seconds: float | None = None
     """Left until the reclaim that the person was warned of; None without a warning."""
     verdict: Decision | None = None
@@ -297,6 +300,8 @@ class Lease:
     verdict_at: float | None = None
     utilization: float | None = None
     memory_used_mib: int | None = None
+    peak_utilization: float | None = None
+    peak_memory_mib: int | None = None
     sampled_at: float | None = None
     absent_since: float | None = None
     doubt: str = ""
@@ -306,10 +311,10 @@ class Lease:
     reason: str = ""
     """Why it waits, is stopping or was closed."""
     stopped_by: str = ""
-    image: str = ""
-    """What the session was launched from; empty: nothing of that kind."""
+    image: str = ""  # what the session was launched from; empty: nothing of that kind
     checked: Mapping[str, Any] = field(default_factory=dict)
     """The launch check: ``passed``, ``remembered``, ``at``, ``report``; empty: none is recorded."""
+    note: str = ""  # what its owner should know, such as a budget that runs out; empty: nothing
 
     @property
     def extendable_seconds(self) -> float:
@@ -333,8 +338,7 @@ class Verdict:
     decision: Decision
     reason: str
     deadline_seconds: float | None = None
-    warned_for: str = ""
-    """The rule behind a WARN or RECLAIM: ``idle`` or ``max_age``."""
+    warned_for: str = ""  # the rule behind a WARN or RECLAIM, as in a lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,10 +367,8 @@ class Session:
     """The hub's id of the person and when it was given out, as :meth:`Owner.mark` writes them."""
     runtime: Mapping[str, Any] = field(default_factory=dict)
     url: str = ""
-    processes: tuple[Process, ...] | None = ()
-    """None: unknown."""
-    running: bool = True
-    """False: what is left of it, a container that does not run."""
+    processes: tuple[Process, ...] | None = ()  # None: unknown
+    running: bool = True  # False: what is left of it, a container that does not run
 
 
 @dataclass(frozen=True, slots=True)

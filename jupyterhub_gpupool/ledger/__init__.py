@@ -8,71 +8,54 @@ and every method raises :class:`~..errors.Unavailable` when the database does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select, update
 
 from .. import fairness, placement
+from ..errors import Unavailable
 from ..model import NEW, Device, Lease, Request, Sample, Session, State
-from . import checks, observations, rows, transitions, views
+from . import checks, observations, rows, transitions
 from . import schema as t
+from .admin import Admin
 from .checks import Check
-from .grants import Grants, Policy, queue_usage
+from .counts import Budgets, queue_usage
 from .observations import Observation
-from .store import Store, Transaction, file_of, url_of
+from .preview import Touched, preview
+from .reading import Reader
+from .room import Wanted
+from .rules import LimitRow, Rules
+from .spans import Progress
+from .store import Transaction, file_of, url_of
 from .text import last_lines
 from .transitions import expect, move, note, row_of, set_columns
-from .verify import problems
+from .turns import Policy
 from .views import Event, Reading, Snapshot, Waiting
 
 __all__ = [
     "Check",
     "Event",
     "Ledger",
+    "LimitRow",
     "Observation",
     "Policy",
+    "Progress",
     "Reading",
     "Snapshot",
+    "Touched",
     "Waiting",
+    "Wanted",
     "file_of",
+    "preview",
     "url_of",
 ]
 
 _beat = update(t.hubs).where(t.hubs.c.name == bindparam("hub"))
 
 
-class Ledger:
+class Ledger(Reader, Admin):
     """The ledger of one pool."""
-
-    def __init__(
-        self,
-        url: str,
-        policy: Policy | None = None,
-        *,
-        clock: Callable[[], float] | None = None,
-        on_move: Callable[[Lease, str], None] | None = None,
-    ) -> None:
-        self.policy = policy or Policy()
-        self.store = Store(url, clock=clock)
-        self._grants = Grants(self.policy)
-        self._on_move = on_move or (lambda lease, before: None)
-
-    def close_database(self) -> None:
-        """Close the connections of this process."""
-        self.store.close()
-
-    def _serve(self, tx: Transaction) -> list[str]:
-        served = self._grants.serve(tx)
-        for lease in served:
-            self._told(tx, lease, State.QUEUED)
-        return served
-
-    def _told(self, tx: Transaction, lease: str, before: str) -> Lease:
-        """The lease as it is now, once whoever listens has heard where it came from."""
-        moved = transitions.reread(tx, lease)
-        self._on_move(moved, before)
-        return moved
 
     # --- the hub's side: a spawn ---------------------------------------------------------------
 
@@ -99,10 +82,14 @@ class Ledger:
             row = transitions.open_row(tx, owner, request.server)
             if row is not None and row.state != State.QUEUED:
                 return transitions.reread(tx, row.id)
-            gpus = self._could_be(tx, request)
+            rules = self._grants.rules(tx.conn, tx.limits_version)
+            gpus = self._could_be(tx, request, rules)
             tx.run(_beat, {"hub": hub, "beat_at": tx.now})
             if row is None:
-                waiting = self._waiting(tx, owner, request)
+                self._may_ask(tx, request, gpus, rules)
+                waiting = (
+                    queue_usage(tx.run, owner, request.owner.name, request.groups) if rules.queued else None
+                )
                 key = transitions.new_lease(
                     tx, owner, request, State.QUEUED, hub=hub, gpus=gpus,
                     actor=request.owner.name, action="request", why=request.wish.describe(),
@@ -117,24 +104,28 @@ class Ledger:
             lease = transitions.reread(tx, key)
             if waiting is not None and lease.state is State.QUEUED:
                 # Only who has to wait needs room in the queue.  The refusal takes the whole transaction back.
-                fairness.check_queue(request.owner.name, request.groups, waiting, self.policy.limits)
+                fairness.check_queue(request.owner.name, request.groups, waiting, rules.limits)
             return lease
 
-    def _could_be(self, tx: Transaction, request: Request) -> float:
+    def _could_be(self, tx: Transaction, request: Request, rules: Rules) -> float:
         """GPU-equivalents that the wish costs at least.  Before the first inventory nobody can say."""
-        devices = self._grants.devices(tx)
+        name, groups = request.owner.name, request.groups
+        if rules.profiles:
+            fairness.check_profile(name, groups, request.profile, rules.limits)
+        devices = self._grants.devices(tx.conn, tx.inventory)
         if not devices or not tx.settled:
             return 0.0
         placement.check_possible(request.wish, devices)
         gpus = placement.cost(request.wish, devices)
-        fairness.check_ever(request.owner.name, request.groups, gpus, self.policy.limits)
+        fairness.check_ever(name, groups, gpus, rules.limits)
         return gpus
 
-    def _waiting(self, tx: Transaction, owner: str, request: Request) -> dict[str, fairness.Usage] | None:
-        """Who waits already, by scope; None when no limit asks for it."""
-        if all(limit.queued is None for limit in self.policy.limits.values()):
-            return None
-        return queue_usage(tx, owner, request.owner.name, request.groups)
+    def _may_ask(self, tx: Transaction, request: Request, gpus: float, rules: Rules) -> None:
+        """Refuse who has no GPU-hours left, with the time when a start will work again."""
+        if rules.hours and gpus:
+            budget = Budgets(tx.run, tx.now, rules).of(request.owner.name, request.groups)
+            if budget.state is fairness.BudgetState.EXHAUSTED:
+                raise Unavailable(budget.message, reason="budget", status=429)
 
     def checkpoint(
         self,
@@ -156,7 +147,9 @@ class Ledger:
                 tx, lease, runtime=rows.dump(dict(runtime)), url=url or row.url,
                 image=row.image if image is None else image, left_at=None,
             )  # fmt: skip
-            return tuple(device for device in self._grants.devices(tx) if device.id in devices)
+            return tuple(
+                device for device in self._grants.devices(tx.conn, tx.inventory) if device.id in devices
+            )
 
     def activate(
         self,
@@ -336,65 +329,3 @@ class Ledger:
                 gone.append(str(row.id))
             self._serve(tx)
         return gone
-
-    # --- reading -------------------------------------------------------------------------------
-
-    def snapshot(self) -> Snapshot:
-        """The pool at this moment: devices, readings, open leases."""
-        with self.store.read() as (conn, now):
-            return views.snapshot(conn, now)
-
-    def devices(self, ids: Collection[str]) -> tuple[Device, ...]:
-        """See :func:`checks.devices`."""
-        with self.store.read() as (conn, _):
-            return checks.devices(conn, ids)
-
-    def check_of(self, image: str, devices: Collection[str]) -> dict[str, Check]:
-        """See :func:`checks.of`: by device; those without one are missing."""
-        with self.store.read() as (conn, _):
-            return checks.of(conn, image, devices)
-
-    def log_of(self, lease: str) -> str:
-        """See :func:`checks.log_of`."""
-        with self.store.read() as (conn, _):
-            return checks.log_of(conn, lease)
-
-    def lease(self, key: str) -> Lease | None:
-        """A lease by its id."""
-        with self.store.read() as (conn, _):
-            return views.one(conn, key)
-
-    def lease_of(self, hub_id: int, created: float, server: str) -> Lease | None:
-        """The open lease of a person's server."""
-        with self.store.read() as (conn, _):
-            return views.of_server(conn, hub_id, created, server)
-
-    def last_options(self, hub_id: int, created: float) -> dict[str, Any] | None:
-        """What this person chose last."""
-        with self.store.read() as (conn, _):
-            return views.last_options(conn, hub_id, created)
-
-    def watch(self, leases: Collection[str]) -> dict[str, Waiting]:
-        """State and place of leases that somebody waits for."""
-        with self.store.read() as (conn, _):
-            return views.watch(conn, leases)
-
-    def closed(self, user: str | None, before: float | None = None, count: int = 100) -> list[Lease]:
-        """Closed leases, newest first."""
-        with self.store.read() as (conn, _):
-            return views.closed(conn, user, before, count)
-
-    def owner_of(self, lease: str) -> str | None:
-        """The present name of a lease's owner."""
-        with self.store.read() as (conn, _):
-            return views.owner_of(conn, lease)
-
-    def events(self, after: int = 0, count: int = 200) -> list[Event]:
-        """The audit trail from an event on."""
-        with self.store.read() as (conn, _):
-            return views.events(conn, after, count)
-
-    def verify(self) -> list[str]:
-        """Everything in the ledger that breaks its own rules; empty when all is well."""
-        with self.store.read() as (conn, _):
-            return problems(conn)

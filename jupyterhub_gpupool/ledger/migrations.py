@@ -14,7 +14,7 @@ Migration = Callable[[Connection], None]
 
 
 def to_2(conn: Connection) -> None:
-    """Add what containers need: drivers, suspicion, foreign containers, images, launch checks, logs."""
+    """Add what containers, limits at run time and the books need."""
     for statement in (
         "ALTER TABLE devices ADD COLUMN driver TEXT DEFAULT '' NOT NULL",
         "ALTER TABLE devices ADD COLUMN suspect_until FLOAT",
@@ -39,6 +39,33 @@ def to_2(conn: Connection) -> None:
             PRIMARY KEY (lease),
             FOREIGN KEY(lease) REFERENCES leases (id)
         )""",
+        "ALTER TABLE pool ADD COLUMN limits_version INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE pool ADD COLUMN waits TEXT DEFAULT '{}' NOT NULL",
+        "ALTER TABLE devices ADD COLUMN drain_at FLOAT",
+        "ALTER TABLE devices ADD COLUMN drain_by VARCHAR(255) DEFAULT '' NOT NULL",
+        "ALTER TABLE devices ADD COLUMN drain_why TEXT DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN idle_total FLOAT DEFAULT '0' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN peak_utilization FLOAT",
+        "ALTER TABLE leases ADD COLUMN peak_memory_mib INTEGER",
+        "ALTER TABLE leases ADD COLUMN note TEXT DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN wait_low FLOAT",
+        "ALTER TABLE leases ADD COLUMN wait_high FLOAT",
+        """CREATE TABLE limits (
+            scope VARCHAR(300) NOT NULL,
+            caps TEXT NOT NULL,
+            actor VARCHAR(255) NOT NULL,
+            at FLOAT NOT NULL,
+            why TEXT NOT NULL,
+            PRIMARY KEY (scope)
+        )""",
+        """CREATE TABLE idle_days (
+            lease VARCHAR(32) NOT NULL,
+            day INTEGER NOT NULL,
+            seconds FLOAT NOT NULL,
+            PRIMARY KEY (lease, day),
+            FOREIGN KEY(lease) REFERENCES leases (id)
+        )""",
+        "CREATE INDEX idle_days_day ON idle_days (day)",
     ):
         conn.exec_driver_sql(statement)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import bindparam, insert, select, update
 
+from .. import idleness
+from ..books import by_day
 from ..errors import Rejected
 from ..model import Decision, Device, Health, Sample, State, Verdict
 from . import rows
@@ -31,6 +35,10 @@ class Observation:
     deadline_seconds: float | None
     warned_for: str
     verdict: Verdict
+    idle_tick: float = 0.0
+    """Seconds since the last look that count as idle; for the books, which use does not set back."""
+    note: str = ""
+    """What its owner should know."""
 
 
 _record = (
@@ -42,6 +50,7 @@ _record = (
             for name in (
                 "version",
                 "idle_seconds",
+                "idle_total",
                 "grace_seconds",
                 "deadline_seconds",
                 "warned_at",
@@ -51,7 +60,10 @@ _record = (
                 "verdict_at",
                 "utilization",
                 "memory_used_mib",
+                "peak_utilization",
+                "peak_memory_mib",
                 "sampled_at",
+                "note",
             )
         }
     )
@@ -64,18 +76,16 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
     Returns the new version of every lease whose observation was taken: a warning is stored, and with that
     delivered, exactly when its lease is among them.
     """
-    query = select(
-        t.leases.c.id, t.leases.c.version, t.leases.c.warned_at, t.leases.c.sampled_at, t.leases.c.user
-    ).where(t.leases.c.state == State.ACTIVE.value)
-    current = {row.id: row for row in tx.run(query)}
-    values, notes, taken = [], [], {}
+    current = {row.id: row for row in tx.run(_current)}
+    values, notes, taken, idle = [], [], {}, {}
     for item in observed:
         row = current.get(item.lease)
         if row is None or row.version != item.version:
             continue
         taken[item.lease] = item.version + 1
         warned = item.deadline_seconds is not None
-        if warned != (row.warned_at is not None):
+        changed = warned and row.warned_for != item.warned_for
+        if warned != (row.warned_at is not None) or changed:
             notes.append(
                 {
                     "at": tx.now,
@@ -86,29 +96,74 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
                     "reason": item.verdict.reason,
                 }
             )
+        if item.idle_tick > 0 and row.gpus > 0:
+            idle[item.lease] = item.idle_tick
         seen = item.sample.utilization is not None or item.sample.processes == 0
         values.append(
             {
                 "key": item.lease,
                 "new_version": item.version + 1,
                 "new_idle_seconds": item.idle_seconds,
+                "new_idle_total": row.idle_total + idle.get(item.lease, 0.0),
                 "new_grace_seconds": item.grace_seconds,
                 "new_deadline_seconds": item.deadline_seconds,
-                "new_warned_at": (row.warned_at or tx.now) if warned else None,
+                "new_warned_at": None if not warned else tx.now if changed else row.warned_at or tx.now,
                 "new_warned_for": item.warned_for if warned else "",
                 "new_verdict": item.verdict.decision.value,
                 "new_verdict_reason": item.verdict.reason,
                 "new_verdict_at": tx.now,
                 "new_utilization": item.sample.utilization,
                 "new_memory_used_mib": item.sample.memory_mib,
+                "new_peak_utilization": _peak(row.peak_utilization, item.sample.utilization),
+                "new_peak_memory_mib": _peak(row.peak_memory_mib, item.sample.memory_mib),
                 "new_sampled_at": tx.now if seen else row.sampled_at,
+                "new_note": item.note,
             }
         )
     if values:
         tx.run(_record, values)
     if notes:
         tx.run(insert(t.events), notes)
+    if idle:
+        _keep_idle(tx, idle)
     return taken
+
+
+_looked_at = (
+    "id", "version", "warned_at", "warned_for", "sampled_at", "user", "gpus", "idle_total",
+    "peak_utilization", "peak_memory_mib",
+)  # fmt: skip
+_current = select(*(t.leases.c[name] for name in _looked_at)).where(t.leases.c.state == State.ACTIVE.value)
+_idle_of_day = select(t.idle_days.c.lease).where(t.idle_days.c.day == bindparam("of_day"))
+_more_idle = (
+    update(t.idle_days)
+    .where(t.idle_days.c.lease == bindparam("key"), t.idle_days.c.day == bindparam("of_day"))
+    .values(seconds=t.idle_days.c.seconds + bindparam("more"))
+)
+
+
+def _peak(before: Any, seen: Any) -> Any:
+    return seen if before is None else before if seen is None else max(before, seen)
+
+
+def _keep_idle(tx: Transaction, idle: Mapping[str, float]) -> None:
+    """Add what was seen idle to its day; a look across midnight belongs to two."""
+    of_day: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for lease, seconds in idle.items():
+        for day, part in by_day(tx.now - seconds, tx.now):
+            of_day[day].append({"key": lease, "of_day": day, "more": part})
+    for day, parts in of_day.items():
+        known = set(tx.run(_idle_of_day, {"of_day": day}).scalars())
+        more = [item for item in parts if item["key"] in known]
+        new = [
+            {"lease": item["key"], "day": day, "seconds": item["more"]}
+            for item in parts
+            if item["key"] not in known
+        ]
+        if more:
+            tx.run(_more_idle, more)
+        if new:
+            tx.run(insert(t.idle_days), new)
 
 
 def restart_warnings(tx: Transaction) -> None:
@@ -136,6 +191,12 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
             f"This session ends at the age of {terms.max_age:g} s, the most that its profile allows; that cannot be "
             "extended.",
             reason="max-age",
+            status=409,
+        )
+    if row.warned_for in idleness.CALLED:
+        raise Rejected(
+            f"This session ends, and that cannot be put off: {row.verdict_reason}.",
+            reason=row.warned_for,
             status=409,
         )
     left = terms.extend_max - row.extended_seconds

@@ -60,6 +60,9 @@ def device(row: Any) -> Device:
         instances=tuple(Instance(**i) for i in json.loads(row.instances)),
         driver=row.driver,
         foreign=row.foreign,
+        drain_at=row.drain_at if row.drained else None,
+        drain_by=row.drain_by,
+        drain_why=row.drain_why,
     )
 
 
@@ -153,6 +156,7 @@ def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
         active_at=row.active_at,
         closed_at=row.closed_at,
         idle_seconds=row.idle_seconds,
+        idle_total=row.idle_total,
         grace_seconds=row.grace_seconds,
         extended_seconds=row.extended_seconds,
         warned_at=row.warned_at,
@@ -163,6 +167,8 @@ def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
         verdict_at=row.verdict_at,
         utilization=row.utilization,
         memory_used_mib=row.memory_used_mib,
+        peak_utilization=row.peak_utilization,
+        peak_memory_mib=row.peak_memory_mib,
         sampled_at=row.sampled_at,
         absent_since=row.absent_since,
         doubt=row.doubt,
@@ -172,6 +178,7 @@ def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
         stopped_by=row.stopped_by,
         image=row.image,
         checked=json.loads(row.checked),
+        note=row.note,
     )
 
 

@@ -42,6 +42,8 @@ pool = Table(
     Column("swept_at", Float),
     Column("sweep_seconds", Float),
     Column("mode", String(16), nullable=False),
+    Column("limits_version", Integer, nullable=False, server_default="0"),  # raised at each edit of a limit
+    Column("waits", Text, nullable=False, server_default="{}"),  # expected for a new request, by profile
 )
 
 cell_numbers = Table("cell_numbers", metadata, Column("n", Integer, primary_key=True))
@@ -97,6 +99,9 @@ devices = Table(
     Column("suspect_until", Float),  # NULL: it is not; beside the health, which the inventory writes
     Column("suspect_reason", Text, nullable=False, server_default=""),
     Column("foreign", Text, nullable=False, server_default=""),
+    Column("drain_at", Float),  # when the sessions on a drained device end at the earliest
+    Column("drain_by", String(255), nullable=False, server_default=""),
+    Column("drain_why", Text, nullable=False, server_default=""),
     CheckConstraint("used >= 0 AND used <= cells"),
 )
 
@@ -150,6 +155,12 @@ leases = Table(
     Column("stopped_by", String(255), nullable=False),
     Column("image", Text, nullable=False, server_default=""),
     Column("checked", Text, nullable=False, server_default="{}"),
+    Column("idle_total", Float, nullable=False, server_default="0"),
+    Column("peak_utilization", Float),
+    Column("peak_memory_mib", Integer),
+    Column("note", Text, nullable=False, server_default=""),
+    Column("wait_low", Float),  # as last worked out for a request in the queue; NULL: no ground
+    Column("wait_high", Float),
     UniqueConstraint("owner", "server", "open_key"),
     UniqueConstraint("id", "held"),
     CheckConstraint("(open_key IS NULL) = (state = 'closed')"),
@@ -248,3 +259,24 @@ logs = Table(
     Column("at", Float, nullable=False),
 )
 """The end of what a session wrote.  Not in ``leases``: every sweep reads all open rows of that."""
+
+limits = Table(
+    "limits",
+    metadata,
+    Column("scope", String(300), primary_key=True),
+    Column("caps", Text, nullable=False),
+    Column("actor", String(255), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("why", Text, nullable=False),
+)
+"""The admin's edits at run time: each stands in the place of what is configured for its scope."""
+
+idle_days = Table(
+    "idle_days",
+    metadata,
+    Column("lease", String(32), ForeignKey("leases.id"), primary_key=True),
+    Column("day", Integer, primary_key=True),  # days since 1970, UTC
+    Column("seconds", Float, nullable=False),
+    Index("idle_days_day", "day"),
+)
+"""How long each lease was seen idle on each day; for the books."""

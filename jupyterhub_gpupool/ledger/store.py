@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
 
 from ..errors import LeaseConflict, Unavailable
 from ..model import CELLS_PER_GPU, LEGAL
@@ -43,7 +44,13 @@ _take_lock = (
     update(t.pool)
     .where(t.pool.c.id == 1)
     .values(version=t.pool.c.version + 1)
-    .returning(t.pool.c.version, t.pool.c.inventory, t.pool.c.epoch, t.pool.c.settled_at)
+    .returning(
+        t.pool.c.version,
+        t.pool.c.inventory,
+        t.pool.c.epoch,
+        t.pool.c.settled_at,
+        t.pool.c.limits_version,
+    )
 )
 _SQLITE_TIME = "(julianday('now') - 2440587.5) * 86400.0"
 _SQLITE_NOW = text(f"SELECT {_SQLITE_TIME}")
@@ -61,6 +68,7 @@ class Transaction:
     inventory: int
     epoch: int
     settled: bool
+    limits_version: int
 
     def run(self, statement: Any, parameters: Any = None) -> Any:
         """Execute one statement of this transaction."""
@@ -90,7 +98,10 @@ def url_of(file: Path) -> str:
 
 
 class Store:
-    """One database file or server.  Thread-safe; each call takes a connection of its own."""
+    """One database file or server.  Thread-safe; each call takes a connection of its own.
+
+    With ``prepare`` False a ledger is neither made nor migrated: Unavailable where it is not there as it must be.
+    """
 
     def __init__(
         self,
@@ -98,16 +109,25 @@ class Store:
         *,
         clock: Callable[[], float] | None = None,
         migrations: Sequence[Migration] = MIGRATIONS,
+        prepare: bool = True,
     ) -> None:
         self._clock = clock
         self.url = make_url(url)
+        if not prepare and self.url.get_backend_name() == "sqlite":
+            _must_be_ledger(str(self.url.database))
         self.engine = self._connect()
         with _in_words(self.url.database):
-            self._prepare(migrations)
+            self._prepare(migrations, prepare)
 
     def _connect(self) -> Engine:
         if self.url.get_backend_name() != "sqlite":
-            return create_engine(self.url)
+            try:
+                return create_engine(self.url)
+            except (NoSuchModuleError, ModuleNotFoundError) as problem:
+                driver = self.url.drivername
+                raise Unavailable(
+                    f"No driver for {driver!r} databases is installed here.", reason="ledger"
+                ) from problem
         path = self.url.database
         if path and not os.path.exists(path):
             # Created by us first, so that it is never readable by others, not even for a moment.  Only where
@@ -134,7 +154,7 @@ class Store:
 
         return engine
 
-    def _prepare(self, migrations: Sequence[Migration]) -> None:
+    def _prepare(self, migrations: Sequence[Migration], change: bool) -> None:
         with self.engine.begin() as conn:
             known = inspect(conn).has_table("pool")
             found = int(conn.execute(select(t.pool.c.schema_version)).scalar_one()) if known else 0
@@ -147,6 +167,13 @@ class Store:
             )
         if found == wanted:
             return
+        if not change:
+            raise Unavailable(
+                f"The database {self.url.database} has "
+                + (f"a ledger of an older version (schema {found})" if found else "no ledger in it")
+                + "; the hub makes it what it must be at its next start.",
+                reason="ledger",
+            )
         if not found:
             self._create()
             return
@@ -198,7 +225,8 @@ class Store:
             timed = self._clock is None and self.engine.dialect.name == "sqlite"
             row = conn.execute(_sqlite_take_lock if timed else _take_lock).one()
             now = row.now if timed else self._now(conn)
-            yield Transaction(conn, now, row.version, row.inventory, row.epoch, row.settled_at is not None)
+            settled = row.settled_at is not None
+            yield Transaction(conn, now, row.version, row.inventory, row.epoch, settled, row.limits_version)
 
     @contextmanager
     def read(self) -> Iterator[tuple[Connection, float]]:
@@ -216,6 +244,26 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def _must_be_ledger(path: str) -> None:
+    """Raise Unavailable for a file that is not there or is something else, and leave it as it is.
+
+    Looked at read-only: opening it in the usual way would already change how SQLite keeps it.
+    """
+    if not os.path.isfile(path):
+        raise Unavailable(f"There is no ledger {path}; the hub makes it at its first start.", reason="ledger")
+    try:
+        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as conn:
+            known = conn.execute(
+                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pool'"
+            ).fetchone()
+    except sqlite3.Error as problem:
+        raise Unavailable(
+            f"The file {path} cannot be read as a ledger: {problem}.", reason="ledger"
+        ) from problem
+    if known is None:
+        raise Unavailable(f"The file {path} is not the ledger of a pool.", reason="ledger")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 
 from sqlalchemy import Connection, func, select
 
+from .. import fairness
 from ..model import HOLDING, State
 from . import checks, rows
 from . import schema as t
@@ -40,6 +41,26 @@ def problems(conn: Connection) -> list[str]:
             )
     found += _history(conn, {row.id: row for row in leases})
     found += checks.problems(conn)
+    found += _rules(conn)
+    return found
+
+
+def _rules(conn: Connection) -> list[str]:
+    """Whether edits of limits can be read, drains say since when, and idle days sum to the leases' totals."""
+    found = []
+    for row in conn.execute(select(t.limits)):
+        try:
+            fairness.read_limit(row.scope, rows.load(row.caps))
+        except ValueError as problem:
+            found.append(f"the edit of {row.scope} is no limit: {problem}")
+    for device in conn.execute(select(t.devices)):
+        if bool(device.drained) != (device.drain_at is not None):
+            found.append(f"{device.id} is drained without a time, or has a time without being drained")
+    sums = select(t.idle_days.c.lease, func.sum(t.idle_days.c.seconds)).group_by(t.idle_days.c.lease)
+    idle = dict(conn.execute(sums).all())
+    for key, total in conn.execute(select(t.leases.c.id, t.leases.c.idle_total)):
+        if abs(idle.get(key, 0.0) - total) > 1e-6 * max(1.0, total):
+            found.append(f"lease {key} was idle for {total} s, its days sum to {idle.get(key, 0.0)} s")
     return found
 
 

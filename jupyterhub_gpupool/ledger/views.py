@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
-from .. import placement
-from ..model import Device, Lease, State
+from .. import fairness, placement
+from ..model import Device, Lease, Limit, State
 from . import rows
 from . import schema as t
+from .counts import hours_used
+from .grants import Grants
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,16 @@ class Snapshot:
     readings: dict[str, Reading]
     leases: tuple[Lease, ...]
     """All open leases, queued ones last and in order."""
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    """The limits in force."""
+    guaranteed: Mapping[str, float] = field(default_factory=dict)
+    """GPU-equivalents that are guaranteed now, by group."""
+    used: Mapping[str, float] = field(default_factory=dict)
+    """GPU-hours used in its window by each scope that has a budget and has used some."""
+    waits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """How long each request will still wait, from and to; missing: there is no ground for it."""
+    offers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """The same for a request that came now, by profile."""
 
     @property
     def queue(self) -> tuple[Lease, ...]:
@@ -54,6 +66,30 @@ class Snapshot:
                 if item.instance:
                     taken.add(item.instance)
         return placement.Occupancy(used=used, instances=taken)
+
+    @property
+    def holds(self) -> list[fairness.Holds]:
+        """What is held, as limits count it."""
+        return [
+            fairness.Holds(lease.user, lease.groups, lease.group, lease.gpus)
+            for lease in self.leases
+            if lease.state is not State.QUEUED
+        ]
+
+    @property
+    def usage(self) -> dict[str, fairness.Usage]:
+        """What each scope has now."""
+        queued = [(lease.user, lease.groups) for lease in self.queue]
+        return fairness.tally(self.holds, self.limits, queued)
+
+    @property
+    def over(self) -> dict[str, str]:
+        """The scopes that hold more than they may, in words."""
+        return fairness.over_limits(self.usage, self.limits)
+
+    def budget(self, user: str, groups: Collection[str]) -> fairness.Budget:
+        """How the budget stands that decides for a person; ``left`` is inf where nobody limits."""
+        return fairness.budget(user, groups, self.used, self.limits, self.now)
 
     @property
     def places(self) -> dict[str, int]:
@@ -77,13 +113,26 @@ class Event:
     reason: str
 
 
-def snapshot(conn: Connection, now: float) -> Snapshot:
+def in_order(conn: Connection, now: float, grants: Grants, waiting: Sequence[Any]) -> list[Any]:
+    """Rows of the queue that are in the order of arrival, in the order of the policy."""
+    pool = conn.execute(_numbers).one()
+    line = grants.line(conn, now, pool.inventory, pool.limits_version)
+    return list(waiting) if line.by_arrival else [turn.row for turn in line.turns(waiting)]
+
+
+_numbers = select(t.pool.c.inventory, t.pool.c.limits_version)
+
+
+def snapshot(conn: Connection, now: float, grants: Grants) -> Snapshot:
     """Read everything that is open."""
     pool = conn.execute(select(t.pool)).one()
+    rules = grants.rules(conn, pool.limits_version)
     devices = conn.execute(select(t.devices).order_by(t.devices.c.node, t.devices.c.idx)).all()
     open_rows = conn.execute(
         select(t.leases).where(t.leases.c.open_key == 1).order_by(t.leases.c.held.desc(), t.leases.c.ticket)
     ).all()
+    held = [row for row in open_rows if row.held]
+    waiting = in_order(conn, now, grants, [row for row in open_rows if not row.held])
     return Snapshot(
         now=now,
         version=pool.version,
@@ -93,7 +142,12 @@ def snapshot(conn: Connection, now: float) -> Snapshot:
         sweep_seconds=pool.sweep_seconds,
         devices=tuple(rows.device(row) for row in devices),
         readings={row.id: Reading(row.utilization, row.memory_used_mib, row.sampled_at) for row in devices},
-        leases=tuple(rows.with_slices(conn, open_rows)),
+        leases=tuple(rows.with_slices(conn, [*held, *waiting])),
+        limits=rules.limits,
+        guaranteed=rules.guaranteed(now),
+        used=hours_used(conn.execute, now, rules) if rules.hours else {},
+        waits={row.id: (row.wait_low, row.wait_high) for row in waiting if row.wait_high is not None},
+        offers={slug: (low, high) for slug, (low, high) in rows.load(pool.waits).items()},
     )
 
 
@@ -136,6 +190,16 @@ def last_options(conn: Connection, hub_id: int, created: float) -> dict[str, Any
     return dict(rows.load(text)) if text else None
 
 
+_asked = (
+    "id", "reason", "ticket", "owner", "user", "wish", "groups", "requested_at", "wait_low", "wait_high",
+)  # fmt: skip
+_queue = (
+    select(*(t.leases.c[name] for name in _asked))
+    .where(t.leases.c.state == State.QUEUED.value)
+    .order_by(t.leases.c.ticket)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """What somebody who waits wants to know."""
@@ -146,17 +210,21 @@ class Waiting:
     why: str
     lease: Lease | None = field(default=None, compare=False)
     """The lease itself, where this was told by the move and not read."""
+    place_wait: tuple[float, float] | None = field(default=None, compare=False)
+    """Seconds, from and to, that it will still wait; None: there is no ground to say.  It is no news by itself."""
 
 
-def watch(conn: Connection, leases: Collection[str]) -> dict[str, Waiting]:
+def watch(conn: Connection, now: float, grants: Grants, leases: Collection[str]) -> dict[str, Waiting]:
     """State and place of these leases, by one read of the queue."""
-    queue = conn.execute(
-        select(t.leases.c.id, t.leases.c.reason)
-        .where(t.leases.c.state == State.QUEUED.value)
-        .order_by(t.leases.c.ticket)
-    ).all()
+    queue = in_order(conn, now, grants, conn.execute(_queue).all())
     found = {
-        row.id: Waiting(State.QUEUED, place, place - 1, row.reason)
+        row.id: Waiting(
+            State.QUEUED,
+            place,
+            place - 1,
+            row.reason,
+            place_wait=None if row.wait_high is None else (row.wait_low, row.wait_high),
+        )
         for place, row in enumerate(queue, 1)
         if row.id in leases
     }

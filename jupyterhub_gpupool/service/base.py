@@ -246,6 +246,16 @@ class Base(HubOAuthenticated, web.RequestHandler):
             super().log_exception(typ, value, tb)
 
 
+class API(Base):
+    """A handler that answers in JSON."""
+
+    def answer(self, shape: shapes.Shape, status: int = 200) -> None:
+        """Write a shape."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.write(json.dumps(shape))
+
+
 def read_json(body: bytes, allowed: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read a JSON object with no keys but these, each once.  Nothing at all counts as an empty one.
 

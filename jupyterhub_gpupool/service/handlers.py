@@ -13,13 +13,14 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from ..errors import Rejected
+from ..fairness import BudgetState
 from ..model import State
 from ..pool import available
-from . import pages, shapes
+from . import admin, pages, shapes
 from .base import (
+    API,
     LEASE,
     UNKNOWN_LEASE,
-    Base,
     read_json,
     seconds_since_1970,
     short,
@@ -46,16 +47,6 @@ RECONNECT = 2000
 STATIC = Path(__file__).parent.parent / "static"
 
 
-class API(Base):
-    """A handler that answers in JSON."""
-
-    def answer(self, shape: shapes.Shape, status: int = 200) -> None:
-        """Write a shape."""
-        self.set_status(status)
-        self.set_header("Content-Type", "application/json")
-        self.write(json.dumps(shape))
-
-
 class Availability(API):
     """``GET api/availability``."""
 
@@ -63,7 +54,11 @@ class Availability(API):
     async def get(self) -> None:
         self.query()
         person, snapshot = self.known(), await self.feed.fresh()
-        found = available(self.pool, snapshot, person.name or "", list(person.groups), person.admin)
+        name, groups = person.name or "", list(person.groups)
+        budget = None
+        if snapshot.budget(name, groups).state is BudgetState.EXHAUSTED:
+            budget = await self.pool.ask("budget", name, groups)  # it knows when a start works again
+        found = available(self.pool, snapshot, name, groups, person.admin, budget)
         self.answer(shapes.availability(self.pool.offer, found))
 
 
@@ -269,6 +264,7 @@ def routes(prefix: str) -> list[tuple[Any, ...]]:
         (f"{api}leases/{LEASE}/extend", Extend),
         (f"{api}events", Events),
         (f"{api}stream", Stream),
+        *admin.routes(api),
         (f"{api}.*", Missing),
         (bare, web.RedirectHandler, {"url": f"{prefix.rstrip('/')}/"}),
         (r".*", pages.NotFound),

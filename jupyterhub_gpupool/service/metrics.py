@@ -43,9 +43,18 @@ class Metrics:
             "When the last whole sweep ended",
             registry=registry,
         )
+        self._waits = Histogram(
+            "gpupool_queue_wait_seconds",
+            "How long granted requests had waited",
+            buckets=(1, 10, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 72 * 3600),
+            registry=registry,
+        )
+        self._seconds = Counter(
+            "gpupool_gpu_seconds", "GPU-seconds used, idle and waiting", ["group", "state"], registry=registry
+        )
         for decision in Decision:
             self._verdicts.labels(decision.value)
-        for reason in ("idle", "max_age"):
+        for reason in ("idle", "max_age", "share", "drain", "budget"):
             self._reclaims.labels(reason)
         if feed is not None:
             registry.register(PoolCollector(feed))
@@ -57,6 +66,14 @@ class Metrics:
     def reclaim(self, reason: str) -> None:
         """Count a session that the service stopped; ``reason`` is from a small fixed set."""
         self._reclaims.labels(reason).inc()
+
+    def waited(self, seconds: float) -> None:
+        """Note how long a request had waited that was granted."""
+        self._waits.observe(seconds)
+
+    def gpu_seconds(self, group: str, state: str, seconds: float) -> None:
+        """Count GPU-seconds of a group (empty: none was charged) by state: used, idle or waiting."""
+        self._seconds.labels(group, state).inc(max(0.0, seconds))
 
     def swept(self, seconds: float) -> None:
         """Note a whole sweep that ends now."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from .. import runtime
 from ..cells import ranges
+from ..idleness import CALLED
 from ..ledger import Event, Snapshot
 from ..model import Device, Instance, Kind, Lease, Slice, State
 from .words import check_in_words, slice_in_words
@@ -21,6 +22,9 @@ Shape = dict[str, Any]
 
 SWEEP_SLACK = 1.0
 """Seconds by which a reading may be older than the sweep that it belongs to."""
+
+UNEXTENDABLE = ("max_age", *CALLED)
+"""Rules of warnings that no extension puts off."""
 
 FOREIGN = "Containers that are not the pool's use this GPU."
 """What everybody may know of them; their names are for admins."""
@@ -67,12 +71,23 @@ class Answer(Protocol):
     @property
     def queued(self) -> int: ...
 
+    @property
+    def place_wait(self) -> tuple[float, float] | None: ...
+
+    @property
+    def budget_left_hours(self) -> float | None: ...
+
 
 def iso(seconds: float | None) -> str | None:
     """A time of the ledger as ISO 8601 with zone."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def wait(seconds: tuple[float, float] | None) -> Shape | None:
+    """How long something will take, from and to; None: there is no ground for a figure."""
+    return None if seconds is None else {"low": round(seconds[0], 1), "high": round(seconds[1], 1)}
 
 
 def error(status: int, reason: str, message: str) -> Shape:
@@ -136,6 +151,9 @@ def _device(device: Device, held: list[tuple[Slice, Lease]], snapshot: Snapshot,
         "memory_used_mib": reading.memory_used_mib if reading and known else None,
         "sampled_at": iso(reading.sampled_at) if reading else None,
         "drained": device.drained,
+        "drain_at": iso(device.drain_at),
+        "drain_by": (device.drain_by or None) if person.admin else None,
+        "drain_why": device.drain_why or None,
         "simulated": device.simulated,
         "cells": device.cells,
         "cells_held": sum(len(part.cells) for part, _ in held),
@@ -197,10 +215,10 @@ def _free_instance(instance: Instance) -> Shape:
 
 def leases(snapshot: Snapshot, person: Person) -> Shape:
     """``api/leases``: the person's own open ones; all for an admin."""
-    places = snapshot.places
+    places, waits = snapshot.places, snapshot.waits
     devices = {device.id: device for device in snapshot.devices}
     shown = [item for item in snapshot.leases if person.may_see(item.user)]
-    return {"leases": [lease(item, devices, places.get(item.id)) for item in shown]}
+    return {"leases": [lease(item, devices, places.get(item.id), waits.get(item.id)) for item in shown]}
 
 
 def closed(found: Iterable[Lease], count: int) -> Shape:
@@ -215,10 +233,16 @@ def closed(found: Iterable[Lease], count: int) -> Shape:
 
 def one(item: Lease, snapshot: Snapshot) -> Shape:
     """``api/leases/{id}``."""
-    return lease(item, {device.id: device for device in snapshot.devices}, snapshot.places.get(item.id))
+    devices = {device.id: device for device in snapshot.devices}
+    return lease(item, devices, snapshot.places.get(item.id), snapshot.waits.get(item.id))
 
 
-def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shape:
+def lease(
+    item: Lease,
+    devices: Mapping[str, Device],
+    place: int | None,
+    place_wait: tuple[float, float] | None = None,
+) -> Shape:
     """A lease, for its owner or an admin."""
     holds = [part.device for part in item.slices]
     verdict = None
@@ -242,13 +266,13 @@ def lease(item: Lease, devices: Mapping[str, Device], place: int | None) -> Shap
         "active_at": iso(item.active_at),
         "closed_at": iso(item.closed_at),
         "place": place,
-        "wait": None,
+        "wait": wait(place_wait) if place else None,
         "idle_seconds": item.idle_seconds if item.state is State.ACTIVE else None,
         "deadline_seconds": item.deadline_seconds if item.state is State.ACTIVE else None,
         "warned_at": iso(item.warned_at),
         "warned_for": item.warned_for or None,
         "extend_seconds": 0
-        if item.warned_for == "max_age"
+        if item.warned_for in UNEXTENDABLE
         else min(item.terms.extend, item.extendable_seconds),
         "extended_seconds": item.extended_seconds,
         "extendable_seconds": item.extendable_seconds,
@@ -295,7 +319,7 @@ def queue(snapshot: Snapshot, person: Person) -> Shape:
                 "profile": item.profile,
                 "place": place,
                 "since": iso(item.requested_at),
-                "wait": None,
+                "wait": wait(snapshot.waits.get(item.id)),
                 "reason": (item.reason or None) if person.may_see(item.user) else None,
             }
             for place, item in enumerate(snapshot.queue, 1)
@@ -314,8 +338,8 @@ def availability(offer: Mapping[str, Offered], found: Mapping[str, Answer]) -> S
                 "reason": answer.reason or None,
                 "free": answer.free,
                 "queued": answer.queued,
-                "wait": None,
-                "budget_left_hours": None,
+                "wait": wait(answer.place_wait),
+                "budget_left_hours": answer.budget_left_hours,
             }
             for slug, answer in found.items()
         ]

@@ -18,10 +18,12 @@ from typing import Any, Protocol, TypeVar
 from .. import faults, idleness
 from ..devices import Inventory, Readings, Telemetry
 from ..errors import GPUPoolError, LeaseConflict, Unavailable
-from ..ledger import Observation, Snapshot
-from ..model import Decision, Kind, Lease, Process, Sample, Session, State, Verdict
+from ..fairness import Victim
+from ..ledger import Observation, Progress, Snapshot, Wanted
+from ..model import Decision, Lease, Process, Sample, Session, State, Verdict
 from ..pool import GPUPool
 from ..sessions import Sessions
+from .calls import calls_on, note_on
 from .hub import Server
 from .tidy import Tidy
 
@@ -44,6 +46,10 @@ class Counters(Protocol):
     def reclaim(self, reason: str) -> None: ...
 
     def swept(self, seconds: float) -> None: ...
+
+    def waited(self, seconds: float) -> None: ...
+
+    def gpu_seconds(self, group: str, state: str, seconds: float) -> None: ...
 
 
 @dataclass(slots=True)
@@ -79,6 +85,8 @@ class Sweep:
         self._log = log or logging.getLogger(__name__)
         self._backend = ThreadPoolExecutor(4, thread_name_prefix="gpupool-backend")
         self._looked_at: float | None = None
+        self._counted_at: float | None = None
+        self._idle: dict[str, float] = {}  # GPU-seconds seen idle in this sweep, by group
         self._leading = False
         self._tidy = Tidy(self)
         self.last_success: float | None = None
@@ -99,8 +107,10 @@ class Sweep:
             await self.pool.ask("restart_warnings")
             self._leading = True
         devices = await self.ask(self.inventory.devices)
-        if devices is not None:
-            await self.pool.ask("sync_inventory", devices)
+        if devices is not None and await self.pool.ask("sync_inventory", devices):
+            problem = await self.pool.ask("check_shares")
+            if problem:
+                self._log.error("%s", problem)
         listed = await self.ask(self.sessions.list)
         snapshot: Snapshot = await self.pool.ask("snapshot")
         if listed is not None:
@@ -112,7 +122,9 @@ class Sweep:
         await self._judge(snapshot, listed)
         await self._tidy.leases(await self.pool.ask("snapshot"), listed)
         await self.pool.ask("expire_queue")
+        await self.pool.ask("expect", {profile.slug: profile.wish for profile in self.pool.offer.values()})
         faults.point("sweep.tidied")
+        await self._count()
         seconds = self._clock() - began
         await self.pool.ask("swept", seconds, self.rules.mode)
         self.counters.swept(seconds)
@@ -130,6 +142,18 @@ class Sweep:
         except Exception:  # a backend may raise anything; whatever it is, the truth is unknown
             self._log.exception("%s failed", verb)
         return None
+
+    async def _count(self) -> None:
+        """Count what has been granted, held and waited for since the last sweep of this process."""
+        since: Progress = await self.pool.ask("progress", self._counted_at)
+        self._counted_at = since.now
+        for seconds in since.waits:
+            self.counters.waited(seconds)
+        for group, held in since.held.items():
+            idle = min(held, self._idle.pop(group, 0.0))
+            for state, part in (("used", held - idle), ("idle", idle), ("waiting", since.waiting[group])):
+                self.counters.gpu_seconds(group, state, part)
+        self._idle.clear()
 
     # --- judge -----------------------------------------------------------------------------------
 
@@ -150,19 +174,33 @@ class Sweep:
         self._looked_at = now
         readings = await self._look(active, listed)
         faults.point("sweep.sampled")
-        wanted = any(lease.wish.kind is not Kind.CPU for lease in snapshot.queue)
+        wanted: Wanted = await self.pool.ask("wanted")
+        devices = {device.id: device for device in snapshot.devices}
         observed = []
         for lease in active.values():
             sample = readings.leases.get(lease.id, Sample())
-            observed.append(self.observe(lease, sample, elapsed, snapshot.now, wanted))
+            called = calls_on(lease, wanted, devices, snapshot.now, budget_end=self.pool.budget_end)
+            seen = self.observe(lease, sample, elapsed, snapshot.now, wanted.idle.get(lease.id), called)
+            observed.append(replace(seen, note=note_on(lease, wanted)))
         taken: dict[str, int] = await self.pool.ask("record", observed, readings.devices)
+        for item in observed:
+            seen_of = active[item.lease]
+            self._idle[seen_of.group] = self._idle.get(seen_of.group, 0.0) + item.idle_tick * seen_of.gpus
         faults.point("sweep.judged")
         for item in observed:
             self.counters.verdict(item.verdict.decision.value)
             if item.verdict.decision is Decision.RECLAIM and item.lease in taken:
                 await self._reclaim(active[item.lease], taken[item.lease], item.verdict, active)
 
-    def observe(self, lease: Lease, sample: Sample, elapsed: float, now: float, wanted: bool) -> Observation:
+    def observe(
+        self,
+        lease: Lease,
+        sample: Sample,
+        elapsed: float,
+        now: float,
+        wanted: Victim | None = None,
+        calls: tuple[idleness.Call, ...] = (),
+    ) -> Observation:
         """Fold one sample into a lease and judge it: pure but for the mode."""
         interval = self.rules.interval
         busy = idleness.is_busy(sample, lease.terms.threshold)
@@ -178,7 +216,9 @@ class Sweep:
                 lease.deadline_seconds, lease.warned_for, busy, elapsed, interval
             ),
             warned_for=lease.warned_for,
-            wanted=wanted,
+            wanted=wanted is not None,
+            wanted_why=wanted.why if wanted is not None else "",
+            calls=calls,
         )
         verdict = idleness.judge(facts)
         deadline, warned_for = verdict.deadline_seconds, verdict.warned_for
@@ -200,6 +240,7 @@ class Sweep:
             deadline_seconds=deadline,
             warned_for=warned_for,
             verdict=verdict,
+            idle_tick=idleness.tick(elapsed, interval) if busy is False else 0.0,
         )
 
     # --- act -------------------------------------------------------------------------------------
@@ -209,7 +250,7 @@ class Sweep:
     ) -> None:
         """Take a slice back: one more sample, the hub's word on the server, then STOPPING by compare-and-set."""
         try:
-            if verdict.warned_for != "max_age" and not await self._still_idle(lease, active):
+            if verdict.warned_for == idleness.IDLE and not await self._still_idle(lease, active):
                 return
             server = await self.hub.server(lease.user, lease.server)
             if server is not None and server.pending:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jupyterhub_gpupool.commands import KEYS
 from jupyterhub_gpupool.configuration import BACKENDS, SCOPES, spawner_of
 
 ROOT = Path(__file__).parents[2]
@@ -67,3 +68,9 @@ def test_links_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in {
             re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in titles
         }
+
+
+def test_every_key_of_a_limit_is_in_the_docs() -> None:
+    text = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+    for key in KEYS:
+        assert f"`{key}`" in text

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jupyterhub_gpupool import idleness
 from jupyterhub_gpupool.idleness import Facts, count_down, fold, is_busy, judge, tick
 from jupyterhub_gpupool.model import Decision, Kind, Sample, Terms, Verdict, When
 
@@ -110,7 +111,7 @@ WHY_OLD = "open for 980 s, at most 1000 s are allowed (max_age)"
             {"terms": replace(TERMS, window=0)},
             Verdict(KEEP, "idle reclaim is off for this lease (window 0 s)"),
         ),
-        ({"terms": replace(TERMS, when=When.WANTED)}, Verdict(KEEP, "nobody waits for this slice")),
+        ({"terms": replace(TERMS, when=When.WANTED)}, Verdict(KEEP, "nobody who waits needs this slice")),
         (
             {"terms": replace(TERMS, when=When.WANTED), "wanted": True},
             Verdict(WARN, WHY_IDLE, 30, warned_for="idle"),
@@ -281,3 +282,60 @@ def test_over_a_whole_life_nothing_is_taken_before_its_warning_has_run_its_time(
 @given(st.floats(allow_nan=True), st.floats(0, 100))
 def test_a_tick_is_bounded_whatever_the_clock_does(elapsed: float, interval: float) -> None:
     assert 0 <= tick(elapsed, interval) <= 2 * interval
+
+
+# --- what asks for the end besides idleness and age --------------------------------------------------
+
+
+def call(rule: str = "share", seconds: float = 0.0) -> idleness.Call:
+    return idleness.Call(rule, "why", seconds)
+
+
+USED = replace(FACTS, busy=True, idle_seconds=0, age=1000)
+
+
+@pytest.mark.parametrize(
+    ("facts", "decision", "rule", "left"),
+    [
+        (replace(USED, calls=(call(),)), WARN, "share", 30),
+        (replace(USED, calls=(call(),), age=20), WARN, "share", 80),  # min_age 100
+        (replace(USED, calls=(call("budget"),), age=20), WARN, "budget", 80),
+        (replace(USED, calls=(call("drain"),), age=20), WARN, "drain", 30),
+        (replace(USED, calls=(call("drain", 500),)), WARN, "drain", 500),
+        (replace(USED, calls=(call(),), warned_for="share", deadline_seconds=4), WARN, "share", 4),
+        (replace(USED, calls=(call(),), warned_for="share", deadline_seconds=0), RECLAIM, "share", 0),
+        (replace(USED, calls=(call(),), warned_for="idle", deadline_seconds=0), WARN, "share", 30),
+        (
+            replace(USED, calls=(call(),), warned_for="share", deadline_seconds=0, busy=None),
+            RECLAIM,
+            "share",
+            0,
+        ),
+        (
+            replace(USED, calls=(call("drain"), call()), warned_for="drain", deadline_seconds=9),
+            WARN,
+            "drain",
+            9,
+        ),
+        # An idle session: a share counts from its own warning, a drain that is far away takes nothing back.
+        (replace(FACTS, calls=(call(),), age=1000), WARN, "share", 30),
+        (replace(FACTS, calls=(call("drain", 500),), age=1000), WARN, "idle", 30),
+        (
+            replace(FACTS, calls=(call(),), age=1000, warned_for="idle", deadline_seconds=0),
+            RECLAIM,
+            "idle",
+            0,
+        ),
+        (replace(USED, warned_for="share", deadline_seconds=4), KEEP, "", None),  # nobody calls any more
+    ],
+)
+def test_what_calls_for_an_end(
+    facts: idleness.Facts, decision: Decision, rule: str, left: float | None
+) -> None:
+    found = judge(facts)
+    assert (found.decision, found.warned_for, found.deadline_seconds) == (decision, rule, left)
+
+
+@pytest.mark.parametrize("rule", idleness.CALLED)
+def test_an_end_that_is_called_for_comes_nearer_whatever_is_known(rule: str) -> None:
+    assert idleness.count_down(30, rule, None, 10, 10) == 20

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from jupyterhub_gpupool import profiles
 from jupyterhub_gpupool.ledger import Event, Reading, Snapshot
 from jupyterhub_gpupool.model import (
     Decision,
@@ -21,6 +22,7 @@ from jupyterhub_gpupool.model import (
     Terms,
     Wish,
 )
+from jupyterhub_gpupool.profiles import Availability
 from jupyterhub_gpupool.service import shapes
 from jupyterhub_gpupool.service.shapes import Person
 from jupyterhub_gpupool.service.words import device_in_words
@@ -251,3 +253,23 @@ def test_every_shape_is_strict_json() -> None:
         shapes.queue(everything, ADMIN),
     ):
         assert json.loads(json.dumps(shape, allow_nan=False).encode()) == shape
+
+
+def test_waits_are_shown_where_there_is_ground_for_them() -> None:
+    queued = snapshot(
+        lease("l1", "ada", State.QUEUED), lease("l2", "bob", State.QUEUED), waits={"l1": (60.04, 120.0)}
+    )
+    known = {"low": 60.0, "high": 120.0}
+    assert [item["wait"] for item in shapes.queue(queued, ADA)["queue"]] == [known, None]
+    assert [item["wait"] for item in shapes.leases(queued, ADMIN)["leases"]] == [known, None]
+    assert shapes.one(queued.leases[0], queued)["wait"] == known
+    running = snapshot(lease("l1", "ada", State.ACTIVE, part()), waits={"l1": (60.0, 120.0)})
+    assert shapes.leases(running, ADA)["leases"][0]["wait"] is None
+
+
+def test_availability_has_wait_and_budget_where_they_are_known() -> None:
+    offer = profiles.read([{"slug": "gpu", "display_name": "A GPU", "gpu": {"count": 1}}])
+    known = Availability(place_wait=(1.0, 2.0), budget_left_hours=3.5)
+    for answer, seen in ((known, ({"low": 1.0, "high": 2.0}, 3.5)), (Availability(), (None, None))):
+        (shape,) = shapes.availability(offer, {"gpu": answer})["profiles"]
+        assert (shape["wait"], shape["budget_left_hours"]) == seen

@@ -8,7 +8,6 @@ that asked was cancelled.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,15 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from traitlets import Dict, Float, Integer, List, TraitError, Unicode, default, validate
+from traitlets import Bool, Dict, Float, Integer, List, TraitError, Unicode, default, validate
 from traitlets.config import Config, LoggingConfigurable
 
-from . import fairness, placement
-from .errors import GPUPoolError, Unavailable
-from .ledger import Ledger, Policy, Snapshot, Waiting
-from .model import Lease, Limit, Request, State
-from .profiles import Availability, may_use
-from .profiles import read as read_profiles
+from .. import fairness
+from ..errors import GPUPoolError, Unavailable
+from ..ledger import Ledger, Policy, Snapshot, Waiting
+from ..model import Lease, Limit, Request, State
+from ..profiles import Availability
+from ..profiles import read as read_profiles
+from .availability import available
+from .following import Watch, transition_line
+
+__all__ = ["GPUPool", "available", "transition_line"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,10 +69,33 @@ class GPUPool(LoggingConfigurable):
     ).tag(config=True)
 
     limits = Dict(
-        help="""Caps by scope: ``"pool"``, ``"group:NAME"``, ``"user:NAME"``, ``"user:*"`` (everybody without an own
-        entry, key by key). Keys: ``sessions`` (number), ``gpus`` (GPU-equivalents, may be a fraction), ``queued``
-        (requests that may wait). A missing key means no cap, 0 means nothing at all. A group's cap holds for its
-        members together. Example: ``{"user:*": {"sessions": 2, "gpus": 1}, "group:students": {"gpus": 1.5}}``.""",
+        help="""Caps and rights by scope: ``"pool"``, ``"group:NAME"``, ``"user:NAME"``, ``"user:*"`` (everybody
+        without an own entry, key by key). Keys: ``sessions`` (number), ``gpus`` (GPU-equivalents, may be a
+        fraction), ``queued`` (requests that may wait), ``gpu_hours`` in each ``window`` (seconds, 604800),
+        ``max_age`` (seconds), ``profiles`` (slugs), ``priority`` (1 to 100, usually 10), and for groups
+        ``guaranteed_gpus``, ``reservations`` (a list of ``{"gpus", "start", "end"}``) and ``strict``. A missing key
+        means no cap, 0 means nothing at all. A group's cap holds for its members together; of several groups the
+        most generous one decides, unless one is ``strict``. An admin's edit at run time takes the place of a
+        scope's entry. Example: ``{"user:*": {"sessions": 2}, "group:vision": {"guaranteed_gpus": 4}}``.""",
+    ).tag(config=True)
+
+    queue_order = Unicode(
+        "fifo",
+        help="""Order of the queue: ``"fifo"`` (first come, first served), ``"priority"`` (the limits' ``priority``;
+        waiting 600 s is worth one level) or ``"fair"`` (who has had least for their priority). Requests within a
+        guaranteed share come first in each. Example: ``"fair"``.""",
+    ).tag(config=True)
+
+    fair_half_life = Float(
+        7 * 86400,
+        help="""Seconds after which used GPU-hours weigh half as much in the order ``"fair"``. Must be positive.
+        Example: ``86400``.""",
+    ).tag(config=True)
+
+    budget_end = Bool(
+        False,
+        help="""Whether sessions are ended, after a warning, when the budget (``gpu_hours``) that they count against
+        is used up. False: they go on, and nothing more is granted.""",
     ).tag(config=True)
 
     datasets = Dict(
@@ -144,13 +170,20 @@ class GPUPool(LoggingConfigurable):
                 )
         return dict(proposal.value)
 
-    @validate("max_wait", "watch_interval")
+    @validate("max_wait", "watch_interval", "fair_half_life")
     def _positive(self, proposal: Any) -> float:
         if not 0 < proposal.value < 366 * 86400:
             raise TraitError(
                 f"GPUPool.{proposal.trait.name} is {proposal.value!r}; allowed are seconds above 0, up to a year."
             )
         return float(proposal.value)
+
+    @validate("queue_order")
+    def _valid_order(self, proposal: Any) -> str:
+        try:
+            return fairness.check_order(proposal.value)
+        except ValueError as problem:
+            raise TraitError(f"GPUPool.queue_order: {problem}") from problem
 
     @validate("profiles")
     def _valid_profiles(self, proposal: Any) -> list[dict[str, Any]]:
@@ -179,7 +212,7 @@ class GPUPool(LoggingConfigurable):
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpupool-ledger")
         self._ledger: Ledger | None = None
         self._registered = False
-        self._watched: dict[str, _Watch] = {}
+        self._watched: dict[str, Watch] = {}
         self._moves: list[tuple[Lease, str]] = []  # of the verb that runs on the worker thread
         self._watcher: asyncio.Task[None] | None = None
 
@@ -194,6 +227,8 @@ class GPUPool(LoggingConfigurable):
             launches=self.max_launches,
             queue_keep=self.queue_keep,
             suspect_for=self.suspect_for,
+            order=self.queue_order,
+            half_life=self.fair_half_life,
         )
 
     def ledger(self) -> Ledger:
@@ -260,7 +295,7 @@ class GPUPool(LoggingConfigurable):
 
         Raises Unavailable when the lease is closed and that was not waited for, or after ``max_wait``.
         """
-        watch = self._watched.setdefault(lease, _Watch())
+        watch = self._watched.setdefault(lease, Watch())
         watch.readers += 1
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._watch())
@@ -323,68 +358,6 @@ class GPUPool(LoggingConfigurable):
     ) -> tuple[Snapshot, dict[str, Availability]]:
         """What this person could have now, by profile."""
         snapshot: Snapshot = await self.ask("snapshot")
-        return snapshot, available(self, snapshot, user, groups, admin)
-
-
-class _Watch:
-    """The last thing known of a lease that somebody waits for."""
-
-    def __init__(self) -> None:
-        self.readers = 0
-        self.latest: Waiting | None = None
-        self._changed = asyncio.Event()
-
-    def put(self, waiting: Waiting) -> None:
-        if waiting != self.latest and not self._is_stale(waiting):
-            self.latest = waiting
-            self._changed.set()
-            self._changed = asyncio.Event()
-
-    def _is_stale(self, waiting: Waiting) -> bool:
-        """Whether this was read before the grant that was told already: nobody comes back into the queue."""
-        granted = self.latest is not None and self.latest.state is not State.QUEUED
-        return granted and waiting.state is State.QUEUED
-
-    async def wait(self, seconds: float) -> None:
-        """Return at the next change, or when the time is over."""
-        changed = self._changed
-        with contextlib.suppress(TimeoutError):
-            # Not wait_for(): before Python 3.12 it swallows a cancel that comes together with the change.
-            async with asyncio.timeout(max(0.01, seconds)):
-                await changed.wait()
-
-
-def transition_line(lease: Lease, before: str) -> str:
-    """A transition as one log line; what would break it in a name, a blank too, is escaped."""
-    held = ",".join(f"{item.visible}({len(item.cells)}/{item.of})" for item in lease.slices) or "-"
-    user = f"{lease.user}/{lease.server}" if lease.server else lease.user
-    shown = user.encode("unicode_escape").decode("ascii").replace(" ", r"\x20")
-    why = lease.reason.encode("unicode_escape").decode("ascii") or "-"
-    return f"lease={lease.id} user={shown} slices={held} {before}→{lease.state} reason={why}"
-
-
-def available(
-    pool: GPUPool, snapshot: Snapshot, user: str, groups: list[str], admin: bool = False
-) -> dict[str, Availability]:
-    """What a person could have at this moment, by profile: pure, from one view of the ledger."""
-    occupancy = snapshot.occupancy
-    queued: dict[str, int] = {}
-    for lease in snapshot.queue:
-        queued[lease.profile] = queued.get(lease.profile, 0) + 1
-    found: dict[str, Availability] = {}
-    for profile in pool.offer.values():
-        allowed, reason = may_use(profile, groups, admin)
-        free: int | None = None
-        if snapshot.settled and snapshot.devices:
-            try:
-                placement.check_possible(profile.wish, snapshot.devices)
-                gpus = placement.cost(profile.wish, snapshot.devices)
-                fairness.check_ever(user, groups, gpus, pool.caps)
-            except GPUPoolError as never:
-                allowed, reason = False, reason or never.message
-            if profile.wish.kind.value != "cpu":
-                free = placement.count_free(profile.wish, snapshot.devices, occupancy)
-        found[profile.slug] = Availability(
-            allowed=allowed, reason=reason, free=free, queued=queued.get(profile.slug, 0)
-        )
-    return found
+        used_up = snapshot.budget(user, groups).state is fairness.BudgetState.EXHAUSTED
+        budget = await self.ask("budget", user, groups) if used_up else None
+        return snapshot, available(self, snapshot, user, groups, admin, budget)

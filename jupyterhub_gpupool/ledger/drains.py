@@ -1,0 +1,74 @@
+"""Take devices out of service and put them back: nothing new is granted on them, their sessions are warned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select, update
+
+from ..errors import Rejected
+from . import schema as t
+from .store import Transaction
+from .text import sentence
+from .transitions import note
+
+LATEST = 10 * 365 * 86400.0
+"""Seconds ahead that a drain may be planned for."""
+
+
+def drain(tx: Transaction, device: str | None, at: float | None, actor: str, why: str) -> tuple[str, ...]:
+    """Let nothing new be granted on a device from now on, and its sessions end at ``at`` (None: now) or later.
+
+    ``device`` None is every GPU that there is now.  Returns their ids.  Raises Rejected (``no-device``, 404) for
+    one that is not known, and (``bad-time``, 400) for a time that no drain can have.
+    """
+    if at is not None and not (math.isfinite(at) and at <= tx.now + LATEST):
+        raise Rejected("A drain begins at a time of the next ten years.", reason="bad-time", status=400)
+    begins = tx.now if at is None else max(at, tx.now)
+    values = {"drained": 1, "drain_at": begins, "drain_by": actor[:255], "drain_why": sentence(why)}
+    when = f"{datetime.fromtimestamp(begins, UTC):%Y-%m-%d %H:%M} UTC"
+    found = _of(tx, device)
+    _write(tx, found, values, actor, "drain", f"sessions end from {when} on", why)
+    return found
+
+
+def undrain(tx: Transaction, device: str | None, actor: str, why: str) -> tuple[str, ...]:
+    """Put a device back into service (None: every one that is drained); returns those that were drained.
+
+    Raises Rejected (``no-device``, 404) for one that is not known.
+    """
+    drained = set(tx.run(select(t.devices.c.id).where(t.devices.c.drained == 1)).scalars())
+    found = tuple(key for key in _of(tx, device) if key in drained)
+    values = {"drained": 0, "drain_at": None, "drain_by": "", "drain_why": ""}
+    _write(tx, found, values, actor, "undrain", "back in service", why)
+    return found
+
+
+def _of(tx: Transaction, device: str | None) -> tuple[str, ...]:
+    query = select(t.devices.c.id).order_by(t.devices.c.node, t.devices.c.idx)
+    if device is not None:
+        query = query.where(t.devices.c.id == device)
+    found = tuple(tx.run(query).scalars())
+    if device is not None and not found:
+        raise Rejected(f"There is no GPU {device[:80]!r} in this pool.", reason="no-device", status=404)
+    return found
+
+
+def _write(
+    tx: Transaction,
+    found: tuple[str, ...],
+    values: Mapping[str, Any],
+    actor: str,
+    action: str,
+    what: str,
+    why: str,
+) -> None:
+    for key in found:
+        tx.run(update(t.devices).where(t.devices.c.id == key).values(**values))
+        note(tx, actor[:255], action, sentence(f"{what}: {why}" if why else what), device=key)
+    if found:
+        tx.run(update(t.pool).values(inventory=t.pool.c.inventory + 1))
+        tx.inventory += 1  # what this transaction still grants is granted on the devices as they are now

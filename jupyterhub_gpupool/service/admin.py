@@ -1,0 +1,154 @@
+"""The REST verbs of those who run the pool: limits and drains; and the books, of which everybody sees their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any
+
+from .. import books, fairness
+from ..errors import Rejected
+from ..ledger import LimitRow, preview
+from . import tables, times
+from .base import API, Base, read_json, short, signed_in
+
+DEVICE = r"([^/]+)"
+"""What the id of a device looks like in an address; whether there is one, the ledger says."""
+
+SCOPE = r"(.+)"
+"""The same for a scope: names of groups may have a slash."""
+
+
+def for_admins(verb: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Let a verb of a handler run only for an admin; what is wrong with the request, nobody else is told."""
+
+    @signed_in
+    @wraps(verb)
+    async def guarded(self: Base, *args: str) -> None:
+        if not self.known().admin:
+            raise Rejected("This is for admins.", reason="forbidden", status=403)
+        self.query()
+        await verb(self, *args)
+
+    return guarded
+
+
+class Limits(API):
+    """``GET api/limits``: configured and edited ones, and who holds more than they may."""
+
+    @for_admins
+    async def get(self) -> None:
+        rows: dict[str, LimitRow] = await self.pool.ask("limits")
+        self.answer(tables.limits(rows, (await self.feed.fresh()).over))
+
+
+class OneLimit(API):
+    """``PUT`` and ``DELETE api/limits/{scope}``: edit a limit at run time, and give the configured one back."""
+
+    allowed = ("PUT", "DELETE")
+
+    @for_admins
+    async def put(self, scope: str) -> None:
+        body = read_json(self.body(), ("keys", "why"))
+        keys, why = body.get("keys"), _text(body, "why")
+        if not isinstance(keys, dict):
+            raise _bad("The body needs 'keys', an object with the limit's keys; an empty one limits nothing.")
+        try:
+            limit = fairness.read_limit(scope, keys)
+            found = preview(await self.feed.fresh(), scope, limit)
+            row = await self.pool.ask("set_limit", scope, keys, actor=self.known().actor, why=why)
+        except ValueError as problem:
+            raise _bad(str(problem), "bad-limit") from None
+        await self._show(row, touched=tables.touched(found))
+
+    @for_admins
+    async def delete(self, scope: str) -> None:
+        why = _text(read_json(self.body(), ("why",)), "why")
+        try:
+            row = await self.pool.ask("clear_limit", scope, actor=self.known().actor, why=why)
+        except ValueError as problem:
+            raise _bad(str(problem), "bad-limit") from None
+        await self._show(row)
+
+    async def _show(self, row: LimitRow, **more: Any) -> None:
+        await self.feed.refresh()
+        self.answer({**tables.limit(row, (await self.feed.fresh()).over.get(row.scope, "")), **more})
+
+
+class Drain(API):
+    """``POST api/devices/{id}/drain``; without an id, of the pool: ``POST api/pool/drain``."""
+
+    allowed = ("POST",)
+
+    @for_admins
+    async def post(self, device: str | None = None) -> None:
+        body = read_json(self.body(), ("at", "why"))
+        at, why = body.get("at"), _text(body, "why")
+        if at is not None:
+            try:
+                at = times.moment("'at'", at if isinstance(at, str) else repr(at))
+            except ValueError as problem:
+                raise _bad(str(problem)) from None
+        found = await self.pool.ask("drain", device, at, actor=self.known().actor, why=why)
+        await self.feed.refresh()
+        self.answer({"devices": list(found)})
+
+
+class Undrain(API):
+    """``POST api/devices/{id}/undrain``; without an id, of the pool: ``POST api/pool/undrain``."""
+
+    allowed = ("POST",)
+
+    @for_admins
+    async def post(self, device: str | None = None) -> None:
+        why = _text(read_json(self.body(), ("why",)), "why")
+        found = await self.pool.ask("undrain", device, actor=self.known().actor, why=why)
+        await self.feed.refresh()
+        self.answer({"devices": list(found)})
+
+
+class Usage(API):
+    """``GET api/usage?by=&from=&to=``: one's own GPU-hours, everybody's for an admin."""
+
+    @signed_in
+    async def get(self) -> None:
+        query, person = self.query("by", "from", "to"), self.known()
+        by = query.get("by", "user")
+        try:
+            start, end = times.period(query.get("from", ""), query.get("to", ""), time.time())
+            books.check_by(by)
+            books.days(start, end)
+        except ValueError as problem:
+            raise _bad(str(problem)) from None
+        entries: list[books.Entry] = []
+        if person.admin or person.name is not None:  # a service that is no admin has no sessions
+            user = None if person.admin else person.name
+            entries = await self.pool.ask("usage", by, start, end, user)
+        self.answer(tables.usage(by, start, end, entries))
+
+
+def routes(api: str) -> list[tuple[Any, ...]]:
+    """The addresses of these below ``…/api/``, which is given as a regular expression."""
+    return [
+        (f"{api}limits", Limits),
+        (f"{api}limits/{SCOPE}", OneLimit),
+        (f"{api}devices/{DEVICE}/drain", Drain),
+        (f"{api}devices/{DEVICE}/undrain", Undrain),
+        (f"{api}pool/drain", Drain),
+        (f"{api}pool/undrain", Undrain),
+        (f"{api}usage", Usage),
+    ]
+
+
+def _text(body: dict[str, Any], key: str) -> str:
+    value = body.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise _bad(f"{key!r} is {short(repr(value))}; allowed is a text.")
+    return value
+
+
+def _bad(message: str, reason: str = "bad-request") -> Rejected:
+    return Rejected(message, reason=reason)
