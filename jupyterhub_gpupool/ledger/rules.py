@@ -60,7 +60,7 @@ class Rules:
             profiles=any(limit.profiles is not None for limit in all_of_them),
             ages=any(limit.max_age is not None for limit in all_of_them),
             queued=any(limit.queued is not None for limit in all_of_them),
-            shares=any(limit.guaranteed_gpus or limit.reservations for limit in all_of_them),
+            shares=any(map(_guarantees, all_of_them)),
             strict=frozenset(scope[6:] for scope, limit in limits.items() if limit.strict),
         )
 
@@ -101,7 +101,8 @@ def edit(
     Raises ValueError with a sentence for what is no limit, and where more would be guaranteed than there is.
     """
     limit = fairness.read_limit(scope, keys)
-    check_shares(tx.conn, {**in_force(tx.conn, configured), scope: limit}, tx.now)
+    if _guarantees(limit):
+        check_shares(tx.conn, {**in_force(tx.conn, configured), scope: limit}, tx.now)
     tx.run(delete(t.limits).where(t.limits.c.scope == scope))
     text, why = rows.dump(fairness.write_limit(limit)), sentence(why)
     tx.run(insert(t.limits).values(scope=scope, caps=text, actor=actor[:255], at=tx.now, why=why))
@@ -109,12 +110,23 @@ def edit(
 
 
 def clear(tx: Transaction, scope: str, configured: Mapping[str, Limit], actor: str, why: str) -> None:
-    """Let the configured limit of a scope hold again.  Raises ValueError for what is no scope."""
+    """Let the configured limit of a scope hold again.
+
+    Raises ValueError with a sentence for what is no scope, and where more would be guaranteed than there is.
+    """
     fairness.check_scope(scope)
     if tx.run(delete(t.limits).where(t.limits.c.scope == scope)).rowcount:
         now = configured.get(scope)
+        if now is not None and _guarantees(now):
+            # Another edit may have taken its room.
+            check_shares(tx.conn, in_force(tx.conn, configured), tx.now)
         text = "no limit" if now is None else rows.dump(fairness.write_limit(now))
         _changed(tx, actor, f"{scope}: as configured, {text}", sentence(why))
+
+
+def _guarantees(limit: Limit) -> bool:
+    """Whether it adds to what the pool must have: any other edit is possible also while that is too little."""
+    return bool(limit.guaranteed_gpus or limit.reservations)
 
 
 def _changed(tx: Transaction, actor: str, what: str, why: str) -> None:

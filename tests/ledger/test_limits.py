@@ -98,6 +98,20 @@ def test_guaranteed_shares_that_are_configured_beyond_the_pool_are_named(make: M
     assert ledger.check_shares() == ""
 
 
+def test_an_edit_that_guarantees_nothing_is_possible_while_too_much_is_guaranteed(make: Make) -> None:
+    ledger = make(Policy(limits={"group:vision": Limit(guaranteed_gpus=4)}))
+    assert ledger.set_limit("user:*", {"sessions": 1}, actor="admin").effective == Limit(sessions=1)
+
+
+def test_a_share_whose_room_another_has_taken_is_not_given_back(make: Make) -> None:
+    ledger = make(Policy(limits={"group:vision": Limit(guaranteed_gpus=2)}))
+    ledger.set_limit("group:vision", {"guaranteed_gpus": 1}, actor="admin")
+    ledger.set_limit("group:students", {"guaranteed_gpus": 2}, actor="admin")
+    with pytest.raises(ValueError, match=r"4 GPUs are guaranteed .*and the pool has 3 GPUs"):
+        ledger.clear_limit("group:vision", actor="admin")
+    assert ledger.limits()["group:vision"].effective == Limit(guaranteed_gpus=1), "nothing has changed"
+
+
 def test_a_limit_lowered_below_use_ends_nobody_and_is_shown(make: Make) -> None:
     ledger = make()
     lease = run(ledger, "ada", WHOLE, groups=("vision",))
