@@ -146,7 +146,7 @@ def engine() -> Iterator[None]:
 def main() -> None:
     line = parser(__doc__)
     line.add_argument(
-        "--spawns", type=int, default=30, help="starts in each hub with the miniature server (30)"
+        "--spawns", type=int, default=30, help="starts in each hub with the miniature server; 0: none (30)"
     )
     line.add_argument("--real", type=int, default=4, help="starts in each hub with JupyterLab; 0: none (4)")
     line.add_argument(
@@ -156,7 +156,8 @@ def main() -> None:
     options = line.parse_args()
     image = options.image or built()
     with folder(options.dir) as parent:
-        report("miniature", measure(parent, "miniature", options.spawns, 3), judged=True)
+        if options.spawns >= 2:
+            report("miniature", measure(parent, "miniature", options.spawns, 3), judged=True)
         if options.real >= 2:
             report("JupyterLab", measure(parent, "real", options.real, 1), judged=True)
         if options.containers >= 2 and image:
