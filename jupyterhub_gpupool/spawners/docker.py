@@ -60,8 +60,9 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
         ["auto", "required", "off"],
         "auto",
         help="""The launch check: once for each image, GPU and driver the image's ``gpupool_tensorflow`` says
-        whether it sees the right GPUs and can use them; the result is remembered. ``auto``: images without
-        it are not checked, and the session page says so. ``required``: they are refused. ``off``: no check.""",
+        whether it sees the right GPUs and can use them; the result is remembered. On real GPUs every launch also
+        asks CUDA which ones it sees. ``auto``: images without it are not checked, and the session page says so.
+        ``required``: they are refused. ``off``: no check.""",
     ).tag(config=True)
 
     check_timeout = Float(
