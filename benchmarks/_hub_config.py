@@ -2,7 +2,8 @@
 
 Read from ``GPUPOOL_BENCH``: ``arm`` (``pool``, ``stock``), ``session`` (``miniature``, ``real``, ``null``,
 ``waiting``, ``container``), ``image`` and ``network`` of containers, ``gpus``, ``config`` (sections of settings),
-``trace`` (a file for what holds the event loop), ``longest_pause`` (seconds between two looks at a server that starts).
+``trace`` (a file for what holds the event loop), ``longest_pause`` (seconds, before the next look at a server
+that starts).
 """
 
 import functools

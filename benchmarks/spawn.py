@@ -1,9 +1,10 @@
 """Spawn with the pool against the stock SimpleLocalProcessSpawner, and against the stock DockerSpawner.
 
 Two real hubs run side by side, the same but for the pool: same JupyterHub, proxy, database and notebook
-server.  Users start their server in one and in the other by turns.  Both hubs ask a server that starts every 50 ms whether it
-answers: the stock pauses are drawn at random from up to five seconds, and would be most of what is measured.  A start is measured from the request
+server.  Users start their server in one and in the other by turns.  A start is measured from the request
 to the answer that the server is ready; hub CPU is that of the hub process with all its threads meanwhile.
+Both hubs ask a server that starts every 50 ms whether it answers: the stock pauses are drawn at random from
+up to five seconds, and would be most of what is measured.
 First with a notebook server in miniature that is up in a moment, then with JupyterLab, then in containers of
 the same image (the launch check is remembered by then).
 """
