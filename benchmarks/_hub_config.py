@@ -2,9 +2,11 @@
 
 Read from ``GPUPOOL_BENCH``: ``arm`` (``pool``, ``stock``), ``session`` (``miniature``, ``real``, ``null``,
 ``waiting``, ``container``), ``image`` and ``network`` of containers, ``gpus``, ``config`` (sections of settings),
-``trace`` (a file for what holds the event loop).
+``trace`` (a file for what holds the event loop), ``longest_pause`` (seconds, before the next look at a server
+that starts).
 """
 
+import functools
 import json
 import os
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import _spawners
 import _trace
+import jupyterhub.utils
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 
 from jupyterhub_gpupool import configure, demo
@@ -66,5 +69,8 @@ if given.get("proxy") == "none":
     c.JupyterHub.proxy_class = _spawners.NoProxy
 for section, values in given.get("config", {}).items():
     c[section].update(values)
+if "longest_pause" in given:
+    patient = jupyterhub.utils.exponential_backoff
+    jupyterhub.utils.exponential_backoff = functools.partial(patient, max_wait=given["longest_pause"])
 if given.get("trace"):
     _trace.install(given["trace"])

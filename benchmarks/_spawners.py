@@ -62,6 +62,9 @@ class NullSessions:
     def remove(self, name: str, *, timeout: float, keep: Callable[[str], None] | None = None) -> bool:
         return True
 
+    def differs(self, lease: Lease) -> tuple[str, ...] | None:
+        return ()
+
     def foreign(self) -> tuple[Foreign, ...]:
         return ()
 

@@ -3,6 +3,8 @@
 Two real hubs run side by side, the same but for the pool: same JupyterHub, proxy, database and notebook
 server.  Users start their server in one and in the other by turns.  A start is measured from the request
 to the answer that the server is ready; hub CPU is that of the hub process with all its threads meanwhile.
+Both hubs ask a server that starts every 50 ms whether it answers: the stock pauses are drawn at random from
+up to five seconds, and would be most of what is measured.
 First with a notebook server in miniature that is up in a moment, then with JupyterLab, then in containers of
 the same image (the launch check is remembered by then).
 """
@@ -67,6 +69,7 @@ def measure(parent: Path, session: str, spawns: int, warm: int, image: str = "")
             "image": image,
             "network": NETWORK,
             "slow_spawn_timeout": 120,
+            "longest_pause": 0.1,
         }
         if image:
             given["hub_ip"] = ensure_network(connect(), NETWORK, "benchmark")
@@ -79,7 +82,8 @@ def measure(parent: Path, session: str, spawns: int, warm: int, image: str = "")
     return figures
 
 
-def report(session: str, figures: dict[str, Figures], judged: bool) -> None:
+def report(session: str, figures: dict[str, Figures], *, judge_cpu: bool = True) -> None:
+    """Print the figures; in containers, hub CPU has no goal: the pool reads back what each of them got."""
     stock, pool = figures["stock"], figures["pool"]
     lines = []
     for name in ("start_wall", "start_cpu", "stop_wall", "stop_cpu"):
@@ -93,29 +97,28 @@ def report(session: str, figures: dict[str, Figures], judged: bool) -> None:
     cpu = [statistics.median(arm.start_cpu) for arm in (stock, pool)]
     # By turns, so that each pair met the same machine: the median of the differences, not their medians' difference.
     more = statistics.median(y - x for x, y in zip(stock.start_cpu, pool.start_cpu, strict=True))
-    goals = ("≤ 1.05", "≤ 1 ms more") if judged else ("(≤ 1.05)", "(≤ 1 ms more)")
-    table(
-        "",
-        VERDICTS,
-        [
-            verdict(
-                f"(a) spawn, {session}: wall",
-                f"{statistics.median(pool.start_wall):.0f} ms",
-                f"{statistics.median(stock.start_wall):.0f} ms",
-                f"{wall:.3f}",
-                goals[0],
-                wall <= 1.05,
-            ),
+    lines = [
+        verdict(
+            f"(a) spawn, {session}: wall",
+            f"{statistics.median(pool.start_wall):.0f} ms",
+            f"{statistics.median(stock.start_wall):.0f} ms",
+            f"{wall:.3f}",
+            "≤ 1.05",
+            wall <= 1.05,
+        ),
+    ]
+    if judge_cpu:
+        lines.append(
             verdict(
                 f"(a) spawn, {session}: hub CPU",
                 f"{cpu[1]:.1f} ms",
                 f"{cpu[0]:.1f} ms",
                 f"{more:+.2f} ms (pairs)",
-                goals[1],
+                "≤ 1 ms more",
                 more <= 1,
-            ),
-        ],
-    )
+            )
+        )
+    table("", VERDICTS, lines)
 
 
 def built() -> str:
@@ -146,23 +149,24 @@ def engine() -> Iterator[None]:
 def main() -> None:
     line = parser(__doc__)
     line.add_argument(
-        "--spawns", type=int, default=30, help="starts in each hub with the miniature server (30)"
+        "--spawns", type=int, default=30, help="starts in each hub with the miniature server; 0: none (30)"
     )
     line.add_argument("--real", type=int, default=4, help="starts in each hub with JupyterLab; 0: none (4)")
     line.add_argument(
-        "--containers", type=int, default=6, help="starts in each hub in containers; 0: none (6)"
+        "--containers", type=int, default=10, help="starts in each hub in containers; 0: none (10)"
     )
     line.add_argument("--image", help="image of the containers (default: what `make image` built)")
     options = line.parse_args()
     image = options.image or built()
     with folder(options.dir) as parent:
-        report("miniature", measure(parent, "miniature", options.spawns, 3), judged=True)
+        if options.spawns >= 2:
+            report("miniature", measure(parent, "miniature", options.spawns, 3))
         if options.real >= 2:
-            report("JupyterLab", measure(parent, "real", options.real, 1), judged=True)
+            report("JupyterLab", measure(parent, "real", options.real, 1))
         if options.containers >= 2 and image:
             with engine():
                 figures = measure(parent, "container", options.containers, 2, image)
-            report("in containers", figures, judged=True)
+            report("in containers", figures, judge_cpu=False)
         elif options.containers:
             print("\nNo figure for containers: `make image VARIANT=cpu` builds the image for it.")
     print(load_note())

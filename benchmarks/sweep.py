@@ -81,6 +81,9 @@ class Known:
     def remove(self, name: str, *, timeout: float, keep: Callable[[str], None] | None = None) -> bool:
         raise SystemExit(f"session {name} would be ended")
 
+    def differs(self, lease: Lease) -> tuple[str, ...] | None:
+        return ()
+
     def foreign(self) -> tuple[Foreign, ...]:
         return ()
 

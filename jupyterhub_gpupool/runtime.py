@@ -10,10 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 
 from .cells import ranges
+from .containment import NO_DEVICE
 from .model import Device, Kind, Lease, Owner
-
-NO_DEVICE = "void"
-"""What NVIDIA_VISIBLE_DEVICES says so that the container runtime shows no GPU at all."""
 
 PRECISIONS = ((8, "mixed_bfloat16"), (7, "mixed_float16"))
 """What ``auto`` means from a compute capability on, the highest first: where tensor cores take the type."""

@@ -12,6 +12,9 @@ from typing import Any
 LABEL = "org.jupyterhub.gpupool."
 """How the labels begin by which the pool knows its containers."""
 
+NO_DEVICE = "void"
+"""What NVIDIA_VISIBLE_DEVICES says so that the container runtime shows no GPU at all."""
+
 LONGEST_IMAGE = 400
 LONGEST_USER = 255
 ANY_IMAGE = "*"

@@ -143,14 +143,25 @@ class Tidy:
         if lease.state is State.STOPPING:
             await self._go_on_stopping(lease)
         elif lease.state is State.STARTING and not await self._launching(lease):
-            # Its hub was killed and has forgotten it: it is held and judged like any other session.
-            await self._pool.move("activate", lease, actor="service", reason="its hub has forgotten it")
+            await self._forgotten(lease)
         elif lease.state is State.ACTIVE and self._elsewhere(lease):
             why = "it was restarted from outside, so its kernels are gone and its address is another"
             lease = await self._pool.move(
                 "begin_stop", lease, actor="service", reason=why, judged=lease.version
             )
             await self._go_on_stopping(lease)
+
+    async def _forgotten(self, lease: Lease) -> None:
+        """A launch whose hub was killed before it looked: kept like any other session if it got what was granted."""
+        wrong = await self._sweep.ask(self._sweep.sessions.differs, lease)
+        if wrong is None:
+            return  # not known: the next sweep asks again
+        if not wrong:
+            await self._pool.move("activate", lease, actor="service", reason="its hub has forgotten it")
+            return
+        why = f"it did not get what its lease says ({'; '.join(wrong)})"
+        lease = await self._pool.move("begin_stop", lease, actor="service", reason=why, judged=lease.version)
+        await self._go_on_stopping(lease)
 
     def _elsewhere(self, lease: Lease) -> bool:
         """Whether a session no longer has the port that its lease names: the engine gave it another at a restart."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..cells import cell_numbers
-from ..model import CELLS_PER_GPU, Presence, Session
+from ..model import CELLS_PER_GPU, Lease, Presence, Session
 
 CELL_LIST = re.compile(r"[0-9]{1,3}(-[0-9]{1,3})?(,[0-9]{1,3}(-[0-9]{1,3})?)*", re.ASCII)
 """A list of cells as a marker may hold it.  Short numbers: people can change what a marker says."""
@@ -49,6 +49,14 @@ class Sessions(Protocol):
 
         True only on proof of absence: the backend answered, and nothing of the session is left.  ``keep`` is
         given the last lines that the session wrote, where the backend has them, before they are gone.
+        """
+        ...
+
+    def differs(self, lease: Lease) -> tuple[str, ...] | None:
+        """Say in words where the running session of a lease is not what the lease says; empty when it is.
+
+        None when the backend did not answer, or the session is gone.  For sessions that nobody looked at
+        after their launch.  Does not raise.
         """
         ...
 

@@ -20,7 +20,8 @@ from docker.utils import kwargs_from_env
 from urllib3.exceptions import ReadTimeoutError
 
 from ..containment import LABEL
-from ..model import Presence, Process, Session
+from ..containment.readback import unlike
+from ..model import Lease, Presence, Process, Session
 from . import Foreign, marked_cells
 from .telemetry import processes_of
 
@@ -151,6 +152,15 @@ class DockerSessions:
             return None
         self._foreign = kept
         return tuple(one for one in kept.values() if one is not None)
+
+    def differs(self, lease: Lease) -> tuple[str, ...] | None:
+        """Compare a container with its lease, see :class:`Sessions`; which image it should run is not known."""
+        try:
+            found = self._of(lease.session)
+        except ENGINE_ERRORS as problem:
+            log.warning("The engine does not say what container %s got: %s", lease.session, problem)
+            return None
+        return None if found is None else tuple(unlike(found, lease, self._pool))
 
     # --- telling ---------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..model import Presence, Process, Session, session_name
+from ..containment import NO_DEVICE
+from ..model import Lease, Presence, Process, Session, session_name
 from . import Foreign, marked_cells
 from .proc import Stat, created, read, stat_of
 
@@ -140,6 +141,26 @@ class LocalSessions:
             return found
         server = self._server_of(name)
         return {key: at for key, at in (server.environ if server else {}).items() if key.startswith(KEPT)}
+
+    def differs(self, lease: Lease) -> tuple[str, ...] | None:
+        """Compare the environment of a notebook server with its lease; see :class:`Sessions`.
+
+        Empty, too, where no server runs: what it left behind says nothing.
+        """
+        found = self._answer()
+        if found is None:
+            return None
+        server = self._server(found.get(lease.session, ()))
+        if server is None:
+            return ()
+        wanted = {
+            "GPUPOOL_DEVICES": ",".join(item.device for item in lease.slices),
+            "NVIDIA_VISIBLE_DEVICES": ",".join(item.visible for item in lease.slices) or NO_DEVICE,
+        }
+        told = server.environ
+        return tuple(
+            f"{name} is {told.get(name)!r}" for name, value in wanted.items() if told.get(name) != value
+        )
 
     def foreign(self) -> tuple[Foreign, ...]:
         """Nothing: who else's processes are on a GPU is the driver's to say."""

@@ -34,7 +34,6 @@ class Adoption:
     _backend: Any
     _open_lease: Any
     _attach: Any
-    _adopted: Any
     get_state: Any
 
     async def poll(self) -> int | None:
@@ -147,6 +146,16 @@ class Adoption:
         self.log.info("lease=%s adopted, its session %s runs", lease.id, lease.session)
         if first:
             await self._answers(session)
+
+    async def _adopted(self, lease: Lease) -> list[str]:
+        """Say what differs from the lease in a session that an earlier hub launched, as far as one can tell."""
+        wrong: tuple[str, ...] | None = await self._backend(self._sessions.differs, lease)
+        if wrong is None:
+            raise Unavailable(
+                "The backend does not say what your last session got. Try again in a minute.",
+                reason="backend",
+            )
+        return list(wrong)
 
     async def _answers(self, session: Session) -> None:
         """Wait until the session answers HTTP, whatever it says; it may be busy while the hub boots."""

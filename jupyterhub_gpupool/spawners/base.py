@@ -90,10 +90,6 @@ class GPUPoolMixin(Adoption, Spawner):
         """Return what to find the launched session by, and what differs from the lease, in words."""
         return {}, []
 
-    async def _adopted(self, lease: Lease) -> list[str]:
-        """Say what differs from the lease in a session that an earlier hub launched, as far as one can tell."""
-        return []
-
     async def _check(self, lease: Lease) -> None:
         """See that what runs works on its slice.  Raises Unavailable with the reason when it does not."""
 

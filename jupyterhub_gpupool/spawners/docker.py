@@ -26,19 +26,13 @@ from traitlets import (
 )
 
 from .. import containment, profiles
+from ..containment.readback import ACCESS, UNSAFE, access_for, labels_for, request_for, with_labels
 from ..errors import GPUPoolError, Rejected, Unavailable
 from ..model import Lease, Session
-from ..runtime import NO_DEVICE
 from ..sessions.docker import ENGINE_ERRORS, DockerSessions, connect
 from . import images
 from .base import GPUPoolMixin
 from .container import Container
-from .readback import (
-    access_for,
-    labels_for,
-    request_for,
-    with_labels,
-)
 from .verification import Verification
 
 INFO_AGE = 60.0
@@ -66,8 +60,9 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
         ["auto", "required", "off"],
         "auto",
         help="""The launch check: once for each image, GPU and driver the image's ``gpupool_tensorflow`` says
-        whether it sees the right GPUs and can use them; the result is remembered. ``auto``: images without
-        it are not checked, and the session page says so. ``required``: they are refused. ``off``: no check.""",
+        whether it sees the right GPUs and can use them; the result is remembered. On real GPUs every launch also
+        asks CUDA which ones it sees. ``auto``: images without it are not checked, and the session page says so.
+        ``required``: they are refused. ``off``: no check.""",
     ).tag(config=True)
 
     check_timeout = Float(
@@ -259,6 +254,8 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
         simulated = any(device.simulated for device in self._devices)
         info = await self._engine_info()
         self._access = access_for(self.gpu_access, visible, simulated, info)
+        accepted = ",".join(sorted({*self.unsafe, *self._choice.unsafe}))
+        self.labels = {**self.labels, ACCESS: self._access, UNSAFE: accepted}
         if not self.mem_limit:  # 0 is the stock default, too
             self.mem_limit = int(info["MemTotal"] * MEMORY_PART)
         host, create = await self._given("extra_host_config"), await self._given("extra_create_kwargs")
@@ -315,7 +312,7 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
         if self.home:
             env.setdefault("HOME", self.home)
         if self._lease is not None and self._access == "none":
-            env |= {"NVIDIA_VISIBLE_DEVICES": NO_DEVICE, "CUDA_VISIBLE_DEVICES": "-1"}
+            env |= {"NVIDIA_VISIBLE_DEVICES": containment.NO_DEVICE, "CUDA_VISIBLE_DEVICES": "-1"}
         return env
 
     # --- adoption and end ------------------------------------------------------------------------

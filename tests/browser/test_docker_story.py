@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import docker
 import psutil
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from jupyterhub_gpupool.containment import LABEL, volume_name
 from jupyterhub_gpupool.spawners.docker import network_of
@@ -24,6 +24,20 @@ pytestmark = [pytest.mark.browser, pytest.mark.image]
 
 LAUNCH = 5 * PATIENCE
 """Milliseconds for the first launch of an image, with its check."""
+
+
+REPORTING = """
+import json
+import tensorflow as tf
+import gpupool_tensorflow
+x = tf.random.normal((512, 8), seed=1)
+y = tf.reduce_sum(x, axis=1, keepdims=True)
+model = tf.keras.Sequential([tf.keras.layers.Input((8,)), tf.keras.layers.Dense(1)])
+model.compile(tf.keras.optimizers.Adam(0.05), "mse")
+losses = model.fit(x, y, epochs=5, verbose=0).history["loss"]
+gpupool_tensorflow.report(json=True)
+print("learned" if losses[-1] < losses[0] / 2 else f"nothing learned: {losses}")
+"""
 
 
 class DemoInContainers(HubUnderTest):
@@ -69,6 +83,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoInContainers]
     assert broken == []
 
 
+def release(status: Page) -> None:
+    """End one's session on the status page."""
+    status.get_by_role("button", name="Release now").click()
+    expect(status.get_by_text("You have no session")).to_be_visible()
+
+
 def test_the_main_job_in_a_container(person: MakePerson, demo: DemoInContainers) -> None:
     ada = person("ada")
     assert ada.open_form()["whole-a100"] == "2 free"
@@ -94,8 +114,7 @@ def test_the_main_job_in_a_container(person: MakePerson, demo: DemoInContainers)
 
     # The page of the session says that its check passed; releasing it ends the container, and the home stays.
     expect(status.get_by_text(re.compile("passed on .* TensorFlow .*; the GPU is simulated"))).to_be_visible()
-    status.get_by_role("button", name="Release now").click()
-    expect(status.get_by_text("You have no session")).to_be_visible()
+    release(status)
     until(lambda: demo.containers() == [], "the container to be removed")
     assert demo.homes() == {volume_name(demo.pool_name, "ada")}
 
@@ -104,3 +123,40 @@ def test_the_main_job_in_a_container(person: MakePerson, demo: DemoInContainers)
     ada.page.wait_for_url("**/user/ada/lab**", wait_until="commit", timeout=LAUNCH)
     ada.lands()
     expect(ada.page.locator(".jp-DirListing-item", has_text="train.ipynb")).to_be_visible()
+    release(status)
+
+
+@pytest.mark.parametrize(
+    ("profile", "granted", "kind"),
+    [
+        ("quarter-a100", "a share of 0.25 GPU, 20 GiB", "share"),
+        ("mig-small", "MIG instance 1g.10gb, 10 GiB", "mig"),
+        ("cpu", "a session without a GPU", "cpu"),
+    ],
+)
+def test_each_kind_of_slice_trains_and_reports_what_was_asked(
+    person: MakePerson, demo: DemoInContainers, profile: str, granted: str, kind: str
+) -> None:
+    grace = person("grace")
+    grace.ask_for(profile)
+    expect(grace.page.locator("#progress-log")).to_contain_text(granted, timeout=LAUNCH)
+    grace.page.wait_for_url("**/user/grace/lab**", wait_until="commit", timeout=LAUNCH)
+    grace.lands()
+    lease = demo.wait_state("grace", "active")
+    assert lease.wish.kind == kind
+    grace.write_notebook(f"{kind}.ipynb", REPORTING)
+    output = grace.run_notebook(f"{kind}.ipynb")
+    expect(output).to_have_text(re.compile(r"learned\s*$"), timeout=2 * PATIENCE)
+    text = output.inner_text()
+    report = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    assert report["armed"] and report["problems"] == []
+    rows = {row["setting"]: row for row in report["settings"]}
+    assert not any(row["changed"] for row in rows.values())
+    memory = f"memory limit of {lease.slices[0].memory_mib} MiB" if lease.slices else None
+    assert rows["memory"]["asked"] == memory
+    why = "this session has no GPU" if kind == "cpu" else "the GPUs of this session are simulated"
+    assert rows["precision"]["note"] == f"auto: {why}, so TensorFlow uses the CPU"
+    assert rows["precision"]["applied"] == rows["precision"]["in_force"] == "float32"
+    assert rows["threads"]["applied"] == rows["threads"]["in_force"] == "2"  # its CPU limit
+    grace.shot(f"docker-report-{kind}")
+    release(grace.status())

@@ -98,6 +98,23 @@ class Hook:
             self._fail.unlink()
 
 
+class Disk:
+    """A small disk of its own, with so much on it that not one byte more finds room."""
+
+    SIZE = 8 << 20
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fill(self) -> None:
+        with contextlib.suppress(OSError), (self.folder / "ballast").open("wb", buffering=0) as file:
+            while file.write(b"\0" * 4096):
+                continue
+
+    def empty(self) -> None:
+        (self.folder / "ballast").unlink()
+
+
 class Engine:
     """The engine, its containerd and what both keep.  Start it inside its network."""
 
@@ -209,6 +226,17 @@ class Engine:
         except docker.errors.ImageNotFound:
             return False
         return True
+
+    @contextlib.contextmanager
+    def small_disk(self, part: str) -> Iterator[Disk]:
+        """Have an empty part of the engine's files (``containers``, ``volumes``) on a small disk of its own."""
+        folder = self.folder / "data" / part
+        options = f"size={Disk.SIZE}".encode()
+        system(LIBC.mount(b"small", os.fsencode(folder), b"tmpfs", 0, options))
+        try:
+            yield Disk(folder)
+        finally:
+            system(LIBC.umount2(os.fsencode(folder), MNT_DETACH))
 
     def clean(self) -> None:
         """Remove every container, volume and network, whatever the test has left; images stay."""

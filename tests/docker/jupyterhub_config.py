@@ -2,11 +2,15 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from jupyterhub.services.service import _ServiceSpawner
 
 from jupyterhub_gpupool import configure, demo
+from jupyterhub_gpupool.model import Device
+from jupyterhub_gpupool.spawners import verification
+from jupyterhub_gpupool.spawners.docker import GPUPoolDockerSpawner
 
 c = get_config()  # noqa: F821
 given = json.loads(os.environ["GPUPOOL_TEST"])
@@ -67,6 +71,24 @@ for section, values in given.get("sections", {}).items():
     c[section].update(values)
 
 configure(c, backend="docker")
+
+
+class OnRealGPUs(GPUPoolDockerSpawner):
+    """Takes the GPUs of some profiles for real ones, so that CUDA is asked for them: a stand-in answers."""
+
+    @property
+    def _devices(self) -> tuple[Device, ...]:
+        real = self._lease is not None and self._lease.profile in given["real"]
+        return tuple(replace(one, simulated=one.simulated and not real) for one in self._known)
+
+    @_devices.setter
+    def _devices(self, known: tuple[Device, ...]) -> None:
+        self._known = known
+
+
+if "real" in given:
+    verification.CUDA_TIMEOUT = 3.0
+    c.JupyterHub.spawner_class = OnRealGPUs
 
 # The service has an environment of its own; its points are armed like the hub's.
 service = next(one for one in c.JupyterHub.services if one["name"] == "gpupool")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import docker
@@ -46,15 +48,15 @@ PROFILES = [
 GIVEN: dict[str, Any] = {"profiles": PROFILES, "sections": {"Spawner": {"http_timeout": 5}}}
 
 
-def refused(hub: HubUnderDocker, profile: str) -> str:
+def refused(hub: HubUnderDocker, profile: str, user: str = "ada") -> str:
     """Ask for a session that cannot be started; why the person was told so.  Nothing stays behind."""
-    before = {lease.id for lease in hub.ledger().closed("ada", count=1000)}
-    answer = hub.spawn("ada", profile)
-    until(lambda: not (hub.server("ada") or {}).get("pending"), "the hub to give it up", 60)
-    hub.wait_gone("ada")
-    until(lambda: not hub.containers(user="ada"), "its container to be removed")
+    before = {lease.id for lease in hub.ledger().closed(user, count=1000)}
+    answer = hub.spawn(user, profile)
+    until(lambda: not (hub.server(user) or {}).get("pending"), "the hub to give it up", 60)
+    hub.wait_gone(user)
+    until(lambda: not hub.containers(user=user), "its container to be removed")
     said = answer.text if answer.status_code >= 400 else ""
-    closed = [lease for lease in hub.ledger().closed("ada", count=1000) if lease.id not in before]
+    closed = [lease for lease in hub.ledger().closed(user, count=1000) if lease.id not in before]
     return said + "".join(f"{lease.reason} {hub.ledger().log_of(lease.id)}" for lease in closed)
 
 
@@ -115,10 +117,6 @@ def test_a_paused_container_can_be_ended(hub: HubUnderDocker) -> None:
     assert not hub.exists(lease)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="the engine gives a restarted container another port, and the lease keeps the old one",
-)
 def test_a_restarted_container_is_reached_again_or_ended_never_both(hub: HubUnderDocker) -> None:
     """Between the two a look may find that it does not run: then the session is over, with all that it holds."""
     lease = hub.run("ada")
@@ -191,6 +189,47 @@ def test_a_full_disk_says_so_and_holds_nothing(hub: HubUnderDocker, at: str) -> 
     with hub.proxy.fault("status", "POST", rf"^/containers/.*{at}", status=500, message=message):
         assert "no space left on device" in refused(hub, "whole")
     hub.reachable(hub.run("grace"))
+
+
+FULL = {"containers": "create", "volumes": "create", "containers, when it was created": "start"}
+"""Which part of the engine's disk is full, and at which request it is so."""
+
+
+@pytest.mark.parametrize("where", FULL)
+def test_a_disk_that_is_full_says_so_and_is_used_again_when_there_is_room(
+    hub: HubUnderDocker, where: str
+) -> None:
+    remove_volumes(hub)  # with the homes of the tests before
+    with hub.engine.small_disk(where.partition(",")[0]) as disk, late_start(hub) as started:
+        if FULL[where] == "create":
+            disk.fill()
+        else:
+            threading.Thread(target=lambda: (until(started, "a start"), disk.fill())).start()
+        said = refused(hub, "whole", "linus")
+        assert "no space left on device" in said
+        assert started() == (FULL[where] == "start")
+        page = hub.browser_session("linus").get(f"{hub.url}/hub/spawn-pending/linus", timeout=20)
+        assert "The container engine could not start the session" in page.text
+        assert "no space left on device" in page.text
+        assert hub.ledger().verify() == [] and hub.ledger().snapshot().leases == ()
+        assert hub.answers() and hub.service_answers()
+        disk.empty()
+        hub.reachable(hub.run("linus"))
+        hub.delete("linus")
+        hub.wait_gone("linus")
+        remove_volumes(hub)
+
+
+def remove_volumes(hub: HubUnderDocker) -> None:
+    for volume in hub.engine.client.volumes.list():
+        volume.remove()
+
+
+@contextlib.contextmanager
+def late_start(hub: HubUnderDocker) -> Iterator[Callable[[], bool]]:
+    """Give time between creation and start of the next container; says whether the start was asked for."""
+    with hub.proxy.fault("delay", "POST", r"^/containers/[^/]+/start$", seconds=2, count=1) as rule:
+        yield lambda: rule.hits > 0
 
 
 def test_a_runtime_that_cannot_show_the_gpu_says_so_and_holds_nothing(hub: HubUnderDocker) -> None:

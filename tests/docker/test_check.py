@@ -21,18 +21,28 @@ HALF, MIG = {"memory": "1/2"}, {"mig": "1g.10gb"}
 SORRY = {"passed": False, "problems": ["The GPU fell off the bus."]}
 
 
-def profile(slug: str, gpu: Mapping[str, Any], image: str, **answer: Any) -> dict[str, Any]:
+def profile(
+    slug: str, gpu: Mapping[str, Any], image: str, cuda: Mapping[str, Any] | None = None, **answer: Any
+) -> dict[str, Any]:
     """A profile with an image of its own name, so that nothing is remembered of it; ``answer`` of its check."""
-    told = {"environment": {"TEST_CHECK_ANSWER": json.dumps(answer)}} if answer else {}
+    said = {"TEST_CHECK_ANSWER": answer, "TEST_CUDA_ANSWER": cuda}
     return {
         "slug": slug,
         "display_name": slug,
         "gpu": gpu,
         "image": f"{IMAGE}:{image}",
-        "spawner_override": told,
+        "spawner_override": {"environment": {name: json.dumps(one) for name, one in said.items() if one}},
     }
 
 
+STALE = "GPU-00000000-0000-0000-0000-00000000dead"
+# What CUDA shows in a session, where that is not what its lease holds.
+CUDA: dict[str, dict[str, Any]] = {
+    "other": {"visible": [STALE]},
+    "none": {"visible": [], "reason": "CUDA finds no device"},
+    "unknown": {"visible": None, "reason": "cuInit answers with error 999"},
+    "silent": {"wait": 30},
+}
 PROFILES = [
     profile("good", HALF, "good"),
     profile("sorry", HALF, "sorry", **SORRY),
@@ -41,9 +51,13 @@ PROFILES = [
     profile("bare", HALF, "bare"),
     profile("here", HALF, "mixed"),
     profile("there", MIG, "mixed", **SORRY),
+    profile("real", HALF, "real"),
+    *(profile(f"real-{name}", HALF, "real", cuda) for name, cuda in CUDA.items()),
+    profile("real-bare", HALF, "bare"),
 ]
 GIVEN: dict[str, Any] = {
     "check": "auto",
+    "real": ["real", "real-bare", *(f"real-{name}" for name in CUDA)],
     "profiles": PROFILES,
     "sections": {
         "GPUPoolDockerSpawner": {"check_timeout": 3.0, "allowed_images": [one["image"] for one in PROFILES]},
@@ -134,3 +148,40 @@ def test_a_gpu_where_a_good_image_fails_is_suspect_for_a_while(hub: HubUnderDock
     hub.spawn("grace", "mig")
     hub.wait_state("grace", "queued")
     hub.wait_ready("grace")  # the time is over, and the next launch is the next test
+
+
+def test_each_launch_on_a_real_gpu_asks_cuda_and_none_on_a_simulated_one(hub: HubUnderDocker) -> None:
+    run_once(hub, "real")
+    run_once(hub, "good")
+    start = execs(hub)
+    real = run_once(hub, "real")
+    between = execs(hub)
+    simulated = run_once(hub, "good")
+    assert (
+        (real["passed"], real["remembered"]) == (simulated["passed"], simulated["remembered"]) == (True, True)
+    )
+    assert (between - start, execs(hub) - between) == (2, 1)  # what the first process sees, and CUDA
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("other", f"CUDA sees {STALE}, and the lease holds"),
+        ("none", "CUDA sees no GPU"),
+        ("unknown", "not known: cuInit answers with error 999"),
+        ("silent", "did not say within 3 s"),
+    ],
+)
+def test_a_remembered_pass_is_no_pass_where_cuda_shows_another_gpu(
+    hub: HubUnderDocker, name: str, said: str
+) -> None:
+    assert run_once(hub, "real")["passed"]
+    closed = refused(hub, f"real-{name}")
+    assert said in closed.reason, closed.reason
+    assert closed.checked["passed"] is False and said in closed.checked["report"]["problems"][0]
+    again = run_once(hub, "real")
+    assert (again["passed"], again["remembered"]) == (True, False)  # what has failed is checked anew
+
+
+def test_an_image_that_cannot_ask_cuda_runs_unchecked_on_a_real_gpu(hub: HubUnderDocker) -> None:
+    assert run_once(hub, "real-bare")["passed"] is None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import docker
 import pytest
 
 from jupyterhub_gpupool import faults
-from jupyterhub_gpupool.model import State
-from tests.hub.kills import die_at, service_back, services
+from jupyterhub_gpupool.model import Lease, State
+from tests.hub.conftest import until
+from tests.hub.kills import die_at, events_of, service_back, services
 
 from .hub import HubUnderDocker
 
@@ -84,3 +86,49 @@ def test_hub_and_service_killed_with_several_sessions_and_one_who_waits(hub: Hub
     hub.delete("ada")
     hub.spawn("alan")
     hub.wait_ready("alan")
+
+
+def forgets(hub: HubUnderDocker) -> Lease:
+    """Let the hub die right after a launch, and lose its own database."""
+    die_at(hub, "launch.done", lambda: hub.spawn("ada"))
+    until(lambda: not services(hub), "the service to end")
+    for file in hub.state.glob("jupyterhub.sqlite*"):
+        file.unlink()
+    lease = hub.lease_of("ada")
+    assert lease is not None and lease.state is State.STARTING
+    return lease
+
+
+def test_a_launch_that_the_hub_forgot_is_held_by_the_service(hub: HubUnderDocker) -> None:
+    lease = forgets(hub)
+    container = hub.container(lease)
+    hub.start()
+    assert hub.wait_state("ada", "active").id == lease.id
+    [event] = events_of(hub, lease, "activate")
+    assert (event.actor, event.reason) == ("service", "its hub has forgotten it")
+    assert hub.container(lease).id == container.id
+    container.remove(force=True)
+    hub.wait_gone("ada")
+
+
+def test_a_launch_that_the_hub_forgot_is_ended_where_it_got_another_gpu(hub: HubUnderDocker) -> None:
+    lease = forgets(hub)
+    found = hub.inspect(lease)
+    hub.container(lease).remove(force=True)
+    other = docker.types.DeviceRequest(driver="nvidia", device_ids=["GPU-other"], capabilities=[["gpu"]])
+    hub.engine.client.containers.run(
+        found["Image"],
+        name=lease.session,
+        labels=found["Config"]["Labels"],
+        environment=found["Config"]["Env"],
+        device_requests=[other],
+        detach=True,
+    )
+    hub.start()
+    hub.wait_gone("ada")
+    hub.wait_removed(lease)
+    closed = hub.ledger().lease(lease.id)
+    assert closed is not None and closed.active_at is None
+    assert "it did not get what its lease says (it was given the devices GPU-other" in closed.reason
+    assert closed.stopped_by == "service"
+    hub.reachable(hub.run("ada"))

@@ -12,9 +12,11 @@ import docker
 import pytest
 from docker.models.containers import Container
 
-from jupyterhub_gpupool.model import Presence, Session
+from jupyterhub_gpupool.containment.readback import ACCESS, PORT, UNSAFE, labels_of
+from jupyterhub_gpupool.model import Lease, Presence, Session
 from jupyterhub_gpupool.sessions.docker import ENGINE_ERRORS, LABEL, LOG_LINES, RECOVERY, DockerSessions
 from tests.hub.conftest import until
+from tests.unit.test_readback import held
 
 from .engine import Engine
 from .fault_proxy import FaultProxy
@@ -68,12 +70,13 @@ def launch(engine: Engine, session_image: str) -> Launch:
         labels = {"pool": pool, "lease": f"lease-of-{name}", "epoch": "1", "user": "ada", "server": "second"}
         labels |= {"profile": "half", "owner": "7@1.5", "devices": "GPU-1", "cells": '{"GPU-1":"0-59"}'}
         labels |= given.pop("labels", {})
+        told = {"JUPYTERHUB_SERVICE_URL": "http://0.0.0.0:8888/", "JUPYTERHUB_API_TOKEN": "secret"}
         made = engine.client.containers.create(
             session_image,
             list(command) or None,
             name=name,
             labels={LABEL + key: value for key, value in labels.items()},
-            environment={"JUPYTERHUB_SERVICE_URL": "http://0.0.0.0:8888/", "JUPYTERHUB_API_TOKEN": "secret"},
+            environment={**told, **given.pop("environment", {})},
             ports={"8888/tcp": ("127.0.0.1", None)},
             **given,
         )
@@ -179,6 +182,37 @@ def test_an_engine_that_fails_says_nothing(
         assert sessions.list() is None
         assert rule.hits >= 2
     after_an_error(sessions, clock)
+
+
+def of_lease(lease: Lease, *devices: str) -> dict[str, Any]:
+    """A launch as a spawner makes it for this lease, with these devices."""
+    labels = labels_of(lease, "lab") | {ACCESS: "runtime", UNSAFE: "", PORT: "8888"}
+    asked = docker.types.DeviceRequest(driver="nvidia", device_ids=list(devices), capabilities=[["gpu"]])
+    return {
+        "labels": {key.removeprefix(LABEL): value for key, value in labels.items()},
+        "device_requests": [asked],
+        "pids_limit": 1024,
+        "environment": {"NVIDIA_VISIBLE_DEVICES": ",".join(item.visible for item in lease.slices)},
+    }
+
+
+def test_a_container_is_compared_with_its_lease(
+    sessions: DockerSessions, launch: Launch, engine: Engine, proxy: FaultProxy
+) -> None:
+    lease = held("GPU-1")
+    assert sessions.differs(lease) is None  # there is none
+    launch(lease.session, **of_lease(lease, "GPU-1"))
+    assert sessions.differs(lease) == ()
+    for path in (LIST, INSPECT):
+        with proxy.fault("status", "GET", path, status=500):
+            assert sessions.differs(lease) is None
+    engine.client.containers.get(lease.session).remove(force=True)
+    launch(lease.session, **{**of_lease(lease, "GPU-1", "GPU-2"), "privileged": True, "environment": {}})
+    said = "; ".join(sessions.differs(lease) or ())
+    for wrong in ("the devices GPU-1, GPU-2", "the danger privileged", "NVIDIA_VISIBLE_DEVICES is 'all'"):
+        assert wrong in said
+    other = held("GPU-1", "GPU-2")
+    assert "its label" in (sessions.differs(other) or ("",))[0]
 
 
 def after_an_error(sessions: DockerSessions, clock: Clock) -> None:

@@ -71,6 +71,7 @@ class Bench:
         self.ledger = Ledger(self.url, clock=self.wall)
         self.seen: Sample = IDLE
         self.present, self.mute = True, False
+        self.wrong: tuple[str, ...] = ()
         self.stopped_at = 0.0
         self.ledger.sync_inventory([GPU])
         self.ledger.settle()
@@ -117,6 +118,9 @@ class Bench:
         cells = {item.device: item.cells for item in lease.slices}
         one = Session(lease.session, lease.id, "ada", "", "whole", cells, self.owner.mark())
         return (one,) if self.present else ()
+
+    def differs(self, lease: Lease) -> tuple[str, ...] | None:
+        return None if self.mute else self.wrong
 
     def foreign(self) -> tuple[Any, ...]:
         return ()

@@ -136,6 +136,9 @@ class Bench:
             for x in self._live()
         )
 
+    def differs(self, lease: Lease) -> tuple[str, ...] | None:
+        return ()
+
     def foreign(self) -> tuple[Any, ...]:
         return ()
 

@@ -60,6 +60,7 @@ class Backend:
         self.made: dict[str, Session] = {}  # containers that were created and never started
         self.live: dict[str, Session] = {}
         self.busy: set[str] = set()
+        self.wrong: dict[str, tuple[str, ...] | None] = {}  # what differs from the lease, by lease
         self.mute = False  # answers no question; what it is told it does all the same
         self.launched: Counter[str] = Counter()
 
@@ -107,6 +108,11 @@ class Backend:
             keep(f"the last words of {name}")
         self.end(name)
         return True
+
+    def differs(self, lease: Lease) -> tuple[str, ...] | None:
+        if self.mute or lease.session not in self.live:
+            return None
+        return self.wrong.get(lease.id, ())
 
     def foreign(self) -> tuple[Foreign, ...]:
         return ()

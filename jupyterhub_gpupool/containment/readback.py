@@ -6,25 +6,18 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from .. import containment
 from ..cells import ranges
-from ..containment import LABEL
 from ..model import Lease, Owner
-from ..runtime import NO_DEVICE
-from ..sessions.docker import Ran
+from .names import LABEL, NO_DEVICE
+from .rules import dangers as dangers_in
 
 CDI_KIND = "nvidia.com/gpu="
-
-NOT_THERE = (126, 127)
-"""The engine's word for a command that is not in the image."""
-
-NO_MODULE = "No module named"
-
-LONGEST_REPORT = 64 * 1024
+ACCESS, UNSAFE, PORT = LABEL + "access", LABEL + "unsafe", LABEL + "port"
+"""Labels of what only the launch knew: how the GPUs were to get in, the dangers accepted, the notebook's port."""
 
 
-def labels_for(lease: Lease, *, pool: str, owner: Owner, port: int) -> dict[str, str]:
-    """The labels by which a session is found again, and known for what it holds."""
+def labels_of(lease: Lease, pool: str) -> dict[str, str]:
+    """The labels that a lease alone decides."""
     cells = {item.device: ranges(item.cells) for item in lease.slices}
     said = {
         "pool": pool,
@@ -34,12 +27,15 @@ def labels_for(lease: Lease, *, pool: str, owner: Owner, port: int) -> dict[str,
         "user": lease.user,
         "server": lease.server,
         "profile": lease.profile,
-        "owner": owner.mark(),
-        "port": str(port),
         "devices": ",".join(item.visible for item in lease.slices),
         "cells": json.dumps(cells, separators=(",", ":")),
     }
     return {LABEL + key: value for key, value in said.items()}
+
+
+def labels_for(lease: Lease, *, pool: str, owner: Owner, port: int) -> dict[str, str]:
+    """The labels by which a session is found again, and known for what it holds."""
+    return labels_of(lease, pool) | {LABEL + "owner": owner.mark(), PORT: str(port)}
 
 
 def with_labels(given: Mapping[str, str] | Sequence[str], own: Mapping[str, str]) -> dict[str, str]:
@@ -108,18 +104,17 @@ def differences(
     # An engine on cgroup v1 has no namespace for them, whatever it was asked for.
     asked_host = {key: value for key, value in host.items() if key not in ("DeviceRequests", "CgroupnsMode")}
     has = {"host_config": asked_host, "user": config.get("User")}
-    found_dangers = containment.dangers({"extra_create_kwargs": has, "port": port})
-    wrong += [
-        f"it has the danger {name}, which nobody accepted" for name in found_dangers if name not in dangers
-    ]
+    there = dangers_in({"extra_create_kwargs": has, "port": port})
+    wrong += [f"it has the danger {name}, which nobody accepted" for name in there if name not in dangers]
     return wrong
 
 
 def seen_differently(environ: str, *, visible: Sequence[str], access: str) -> str:
-    """Compare what the first process of a session sees with the lease; empty when it is right or not known.
+    """Compare what a session is told of its GPUs with the lease; empty when it is right or not known.
 
-    ``environ`` is its ``/proc/1/environ``: there stands what the engine made of the device request.  Under
-    CDI the engine writes ``void``, because the devices come another way.
+    ``environ`` is the ``/proc/1/environ`` of its first process, where the engine has written what it made of
+    the device request, or what the container was created with.  Under CDI the engine writes ``void``, because
+    the devices come another way.
     """
     found = dict(entry.partition("=")[::2] for entry in environ.split("\0"))
     seen = found.get("NVIDIA_VISIBLE_DEVICES")
@@ -131,17 +126,23 @@ def seen_differently(environ: str, *, visible: Sequence[str], access: str) -> st
     return f"inside, NVIDIA_VISIBLE_DEVICES is {seen!r}"
 
 
-def read_check(ran: Ran) -> tuple[bool | None, dict[str, Any]]:
-    """What the last line of a check's output comes to; whatever an image writes, it is bounded."""
-    line = (ran.out.strip().splitlines() or [""])[-1]
-    try:
-        report = json.loads(line[:LONGEST_REPORT])
-    except (ValueError, RecursionError):
-        report = None
-    if isinstance(report, dict) and isinstance(report.get("passed"), bool):
-        problems = report.get("problems")
-        report["problems"] = [str(one)[:300] for one in problems][:10] if isinstance(problems, list) else []
-        return report["passed"], report
-    if ran.status in NOT_THERE or NO_MODULE in ran.err:
-        return None, {"problems": ["The image has no launch check (gpupool_tensorflow)."]}
-    return False, {"problems": [f"The check ended with status {ran.status} and without a result."]}
+def unlike(found: Mapping[str, Any], lease: Lease, pool: str) -> list[str]:
+    """Say in words where an inspected container is not what its lease says, for whoever has not launched it.
+
+    What only the launch knew is read from the labels, which nobody can change.  The image is not compared.
+    """
+    labels = found["Config"].get("Labels") or {}
+    visible = [item.visible for item in lease.slices]
+    access, port = labels.get(ACCESS, ""), labels.get(PORT, "")
+    wrong = differences(
+        found,
+        labels=labels_of(lease, pool),
+        image="",
+        visible=visible,
+        access=access,
+        dangers=labels.get(UNSAFE, "").split(","),
+        port=int(port) if port.isdecimal() else 0,
+    )
+    told = "\0".join(found["Config"].get("Env") or ())
+    inside = seen_differently(told, visible=visible, access=access)
+    return [*wrong, inside] if inside else wrong
