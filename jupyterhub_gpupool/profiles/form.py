@@ -161,7 +161,7 @@ def state_in_words(profile: Profile, seen: Availability | None) -> str:
     words = [f"{seen.free} free" if seen.free else "none free"]
     if seen.queued:
         words.append(f"{seen.queued} in the queue")
-    if seen.place_wait is not None:
+    if seen.place_wait is not None and any(seen.place_wait):
         low, high = (duration(seconds) for seconds in seen.place_wait)
         words.append(f"about {low} to {high} to wait" if low != high else f"about {low} to wait")
     return ", ".join(words)

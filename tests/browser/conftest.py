@@ -125,7 +125,8 @@ class Person:
         base = self.page.url.partition("/lab")[0]
         self.page.goto(f"{base}/lab/tree/{name}")
         expect(self.page.locator(".jp-NotebookPanel .jp-CodeCell")).to_be_visible()
-        expect(self.page.locator(".jp-NotebookPanel-toolbar")).to_contain_text("Python 3")
+        # What is run before the kernel is connected may be lost.
+        expect(self.page.locator("#jp-main-statusbar")).to_contain_text("Python 3 (ipykernel) | Idle")
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         return self.page.locator(".jp-NotebookPanel .jp-OutputArea-output").last

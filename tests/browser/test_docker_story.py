@@ -27,7 +27,6 @@ LAUNCH = 5 * PATIENCE
 
 
 REPORTING = """
-import json
 import tensorflow as tf
 import gpupool_tensorflow
 x = tf.random.normal((512, 8), seed=1)
@@ -127,25 +126,26 @@ def test_the_main_job_in_a_container(person: MakePerson, demo: DemoInContainers)
 
 
 @pytest.mark.parametrize(
-    ("profile", "granted", "kind"),
+    ("name", "profile", "granted", "kind"),
     [
-        ("quarter-a100", "a share of 0.25 GPU, 20 GiB", "share"),
-        ("mig-small", "MIG instance 1g.10gb, 10 GiB", "mig"),
-        ("cpu", "a session without a GPU", "cpu"),
+        ("grace", "quarter-a100", "a share of 0.25 GPU, 20 GiB", "share"),
+        ("linus", "mig-small", "MIG instance 1g.10gb, 10 GiB", "mig"),
+        ("alan", "cpu", "a session without a GPU", "cpu"),
     ],
+    ids=["share", "mig", "cpu"],
 )
 def test_each_kind_of_slice_trains_and_reports_what_was_asked(
-    person: MakePerson, demo: DemoInContainers, profile: str, granted: str, kind: str
+    person: MakePerson, demo: DemoInContainers, name: str, profile: str, granted: str, kind: str
 ) -> None:
-    grace = person("grace")
-    grace.ask_for(profile)
-    expect(grace.page.locator("#progress-log")).to_contain_text(granted, timeout=LAUNCH)
-    grace.page.wait_for_url("**/user/grace/lab**", wait_until="commit", timeout=LAUNCH)
-    grace.lands()
-    lease = demo.wait_state("grace", "active")
+    one = person(name)
+    one.ask_for(profile)
+    expect(one.page.locator("#progress-log")).to_contain_text(granted, timeout=LAUNCH)
+    one.page.wait_for_url(f"**/user/{name}/lab**", wait_until="commit", timeout=LAUNCH)
+    one.lands()
+    lease = demo.wait_state(name, "active")
     assert lease.wish.kind == kind
-    grace.write_notebook(f"{kind}.ipynb", REPORTING)
-    output = grace.run_notebook(f"{kind}.ipynb")
+    one.write_notebook(f"{kind}.ipynb", REPORTING)
+    output = one.run_notebook(f"{kind}.ipynb")
     expect(output).to_have_text(re.compile(r"learned\s*$"), timeout=2 * PATIENCE)
     text = output.inner_text()
     report = json.loads(text[text.index("{") : text.rindex("}") + 1])
@@ -158,5 +158,5 @@ def test_each_kind_of_slice_trains_and_reports_what_was_asked(
     assert rows["precision"]["note"] == f"auto: {why}, so TensorFlow uses the CPU"
     assert rows["precision"]["applied"] == rows["precision"]["in_force"] == "float32"
     assert rows["threads"]["applied"] == rows["threads"]["in_force"] == "2"  # its CPU limit
-    grace.shot(f"docker-report-{kind}")
-    release(grace.status())
+    one.shot(f"docker-report-{kind}")
+    release(one.status())

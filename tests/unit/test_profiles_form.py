@@ -151,6 +151,7 @@ def test_what_can_never_be_had_is_closed_with_its_reason() -> None:
     ("seen", "words"),
     [
         (Availability(free=2), "2 free"),
+        (Availability(free=2, place_wait=(0.0, 0.0)), "2 free"),
         (Availability(free=0, queued=3), "none free, 3 in the queue"),
         (
             Availability(free=0, queued=3, place_wait=(120, 600)),
