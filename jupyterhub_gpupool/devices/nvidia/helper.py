@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[3]
 OPENING = 90.0
 """Seconds that opening the driver may take: on a machine with many GPUs and no persistence mode, long."""
 LONGEST_PAUSE = 60.0
+DYING = 1.0
+"""Seconds that a killed process gets to end."""
 CHUNK = 1 << 16
 LONGEST_ANSWER = 1 << 26
 COMMAND = (sys.executable, "-m", "jupyterhub_gpupool.devices.nvidia.worker")
@@ -119,11 +121,16 @@ class Helper:
     def _start(self) -> None:
         if self._process is not None:
             return
-        if self._dying is not None and self._dying.poll() is None:
-            raise Silent("The NVIDIA driver hangs so that even the process that asks it cannot be ended.")
-        self._dying = None
         if self._clock() < self._not_before and self._last is not None:
             raise self._last
+        if self._dying is not None:
+            try:
+                self._dying.wait(DYING)
+            except subprocess.TimeoutExpired:
+                raise Silent(
+                    "The NVIDIA driver hangs so that even the process that asks it cannot be ended."
+                ) from None
+        self._dying = None
         given = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         given["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [given.get("PYTHONPATH")])])
         if self._library_dir:

@@ -24,12 +24,12 @@ REOPEN = 60.0
 class Reader:
     """The driver, open; what it says, as plain values."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, driver: Any = None) -> None:
         from . import binding
         from .describe import Describer
         from .measure import Meter
 
-        self._binding, self._clock = binding, clock
+        self._binding, self._clock = driver or binding, clock
         self._describer, self._meter = Describer(), Meter(clock)
         self._events: Any = None
         self._open()
