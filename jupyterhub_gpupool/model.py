@@ -72,8 +72,7 @@ class Health(StrEnum):
     OK = "ok"
     SICK = "sick"
     LOST = "lost"
-    SUSPECT = "suspect"
-    """For a while: the launch check of an image that passes elsewhere has failed on it."""
+    SUSPECT = "suspect"  # for a while: the launch check of an image that passes elsewhere has failed on it
     BARRED = "barred"  # it is well, but others use it, or its mode is not the configured one
 
 
