@@ -27,7 +27,7 @@ demo:
 	@exec $(BIN)/python -m jupyterhub -f jupyterhub_config.py
 
 test:
-	@$(INSTALL) hub demo docker test
+	@$(INSTALL) hub demo docker nvidia test
 	@command -v chromium >/dev/null || \
 	    echo "gpupool: the browser tests are skipped: they need Debian's package chromium (apt-get install chromium)." >&2
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -41,7 +41,7 @@ lint:
 	@$(BIN)/codespell
 
 bench:
-	@$(INSTALL) hub demo docker
+	@$(INSTALL) hub demo docker nvidia
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit; done
 
 # The image's lock files alone pin what is in it: nothing of .venv goes into it.

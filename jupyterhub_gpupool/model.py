@@ -72,8 +72,8 @@ class Health(StrEnum):
     OK = "ok"
     SICK = "sick"
     LOST = "lost"
-    SUSPECT = "suspect"
-    """For a while: the launch check of an image that passes elsewhere has failed on it."""
+    SUSPECT = "suspect"  # for a while: the launch check of an image that passes elsewhere has failed on it
+    BARRED = "barred"  # it is well, but others use it, or its mode is not the configured one
 
 
 class Presence(StrEnum):
@@ -134,6 +134,8 @@ class Device:
     drain_at: float | None = None  # when sessions on it end at the earliest; None: it is not drained
     drain_by: str = ""
     drain_why: str = ""
+    numa: int | None = None  # this and ``links`` are not kept in the ledger
+    links: tuple[tuple[str, str], ...] = ()  # (other GPU, how near: NV12 (NVLinks), PIX, PXB, PHB, NODE, SYS)
 
     @property
     def usable(self) -> bool:

@@ -56,7 +56,7 @@ def _section(owner: type[Configurable], shared: Mapping[str, TraitType]) -> list
 def _default(owner: type, trait: TraitType) -> str:
     if trait.name in ("node", "profiles"):
         return {"node": "the machine's name", "profiles": "one profile: a whole GPU"}[trait.name]
-    return {List: "[]", Dict: "{}"}.get(type(trait)) or repr(trait.default_value)
+    return repr(trait.default()) if isinstance(trait, List | Dict) else repr(trait.default_value)
 
 
 def profile_keys() -> str:

@@ -23,6 +23,7 @@ title() {
     case $1 in
         hub) echo "JupyterHub, its proxy and JupyterLab" ;;
         docker) echo "the Docker backend (it talks to the container engine)" ;;
+        nvidia) echo "the Python binding of NVIDIA's driver" ;;
         demo) echo "TensorFlow (by far the largest download)" ;;
         test) echo "what the tests need" ;;
         dev) echo "the checkers" ;;

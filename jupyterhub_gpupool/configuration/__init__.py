@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from traitlets.config import Config, Configurable
 from traitlets.config.loader import LazyConfigValue
 
 from .. import profiles
+from ..devices.nvidia.inventory import NvidiaDevices
 from ..devices.simulated import SimulatedDevices
 from ..ledger import file_of, url_of
 from ..pool import GPUPool
@@ -39,6 +41,7 @@ TEMPLATES = Path(__file__).parent.parent / "templates" / "hub"
 SECTIONS: dict[str, type[Configurable]] = {
     "GPUPool": GPUPool,
     "GPUPoolService": GPUPoolService,
+    "NvidiaDevices": NvidiaDevices,
     "SimulatedDevices": SimulatedDevices,
 }
 """Sections of every backend; its spawner's comes with it."""
@@ -69,11 +72,7 @@ def apply(c: Config, backend: str) -> None:
         c.GPUPoolLocalSpawner.setdefault("homes", str(state / "homes"))
     c.GPUPoolService.state_dir = str(state)
     c.GPUPoolService.backend = backend
-    if "gpus" not in c.SimulatedDevices:
-        _stop(
-            "No GPUs are configured. This version drives simulated ones: set c.SimulatedDevices.gpus, for example "
-            '[{"model": "A100-SXM4-80GB", "memory": "80G", "count": 2}].'
-        )
+    c.GPUPoolService.devices = devices_of(c)
     pool = _check(c, spawner)
     if backend == "docker":
         from .docker import prepare  # needs the extra "docker"
@@ -86,6 +85,34 @@ def apply(c: Config, backend: str) -> None:
     _service(c, state)
     for sentence in profiles.warnings(pool.offer):
         print(f"gpupool: {sentence}", file=sys.stderr)
+
+
+def devices_of(c: Config) -> str:
+    """Which GPUs the pool shares out: the real ones, unless simulated ones are configured.
+
+    Ends the process with a sentence where that cannot be told, or cannot be had.
+    """
+    simulated = "gpus" in c.SimulatedDevices
+    if "devices" in c.GPUPoolService:
+        chosen = str(c.GPUPoolService.devices)
+    elif simulated and c.NvidiaDevices:
+        _stop(
+            "Both c.SimulatedDevices.gpus and c.NvidiaDevices are set. Say with c.GPUPoolService.devices which GPUs "
+            "the pool shares out: 'nvidia' or 'simulated'."
+        )
+    else:
+        chosen = "simulated" if simulated else "nvidia"
+    if chosen == "simulated" and not simulated:
+        _stop(
+            "No simulated GPUs are configured: set c.SimulatedDevices.gpus, for example "
+            '[{"model": "A100-SXM4-80GB", "memory": "80G", "count": 2}].'
+        )
+    if chosen == "nvidia" and importlib.util.find_spec("pynvml") is None:
+        _stop(
+            "Real GPUs need the package nvidia-ml-py, which is not installed: "
+            "pip install 'jupyterhub-gpupool[nvidia]'. For simulated ones set c.SimulatedDevices.gpus."
+        )
+    return chosen
 
 
 def _state(c: Config) -> Path:
@@ -118,8 +145,7 @@ def _hub(c: Config, spawner: type[GPUPoolMixin]) -> None:
 
 
 def _service(c: Config, state: Path) -> None:
-    owners = {"GPUPool": GPUPool, "GPUPoolService": GPUPoolService, "SimulatedDevices": SimulatedDevices}
-    handed = {name: plain(c[name], owner) for name, owner in owners.items() if name in c}
+    handed = {name: plain(c[name], owner) for name, owner in SECTIONS.items() if name in c}
     path = state / "service.json"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         json.dump(handed, file)
@@ -190,6 +216,7 @@ def _check(c: Config, spawner: type[GPUPoolMixin]) -> GPUPool:
     try:
         pool = GPUPool(config=c)
         SimulatedDevices(config=c)
+        NvidiaDevices(config=c)
         GPUPoolService(config=Config({"GPUPoolService": c.GPUPoolService}))
     except (TraitError, ValueError) as problem:
         _stop(str(problem))

@@ -64,6 +64,7 @@ def setup(c: Any, images: Path | None = None) -> str:
         ports=json.loads(keep(state / "ports.json", lambda: json.dumps(choose_ports(KEPT_PORTS, port)))),
         password=given or keep(state / "password", lambda: secrets.token_urlsafe(9)),
         password_given=bool(given),
+        devices=lambda: c.GPUPoolService.get("devices", "simulated"),
     )
     # The proxy and jupyterhub-singleuser are looked up on PATH, and nobody has to activate .venv first.
     scripts = sysconfig.get_path("scripts")

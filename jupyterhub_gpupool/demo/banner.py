@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
@@ -12,6 +13,12 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 from .model import ADMIN, GROUPS, LOOPBACK, Demo
 
 SIMULATED = "simulated: the pool shares out GPUs that are not there; TensorFlow uses the CPU"
+REAL = "those of this machine (c.GPUPoolService.devices is 'nvidia')"
+LEFT_ALONE = (
+    "The NVIDIA GPUs of this machine are left alone; c.GPUPoolService.devices = 'nvidia' shares them out"
+)
+DRIVER = Path("/proc/driver/nvidia/version")
+"""Is there while NVIDIA's driver is loaded."""
 
 _tasks: list[Any] = []  # a task that nobody holds may vanish
 
@@ -34,12 +41,19 @@ def banner(demo: Demo) -> str:
     return "\n".join(["", "─" * width, *lines, "─" * width, ""])
 
 
+def _gpus(demo: Demo) -> list[str]:
+    """Which GPUs are shared out.  Simulated ones never take the place of real ones without a word."""
+    if demo.devices() == "nvidia":
+        return [f"  GPUs       {REAL}"]
+    return [f"  GPUs       {SIMULATED}", *([f"             {LEFT_ALONE}"] if DRIVER.exists() else [])]
+
+
 def _processes(demo: Demo) -> list[str]:
     account = ["  Account    root, the sessions too (--allow-root): an ordinary account is better"]
     return [
         "  Backend    local: sessions are ordinary processes of this account; nothing isolates",
         "             one user from another, so let in only people whom you trust",
-        f"  GPUs       {SIMULATED}",
+        *_gpus(demo),
         f"  State      {demo.state}   (remove it to start afresh)",
         *(account if os.geteuid() == 0 else []),
     ]
@@ -55,7 +69,7 @@ def _containers(demo: Demo) -> list[str]:
         "  Backend    docker: sessions are containers on this machine; they reach the hub and the",
         f"             world, but not each other (network {network_of(demo.pool)})",
         f"  Image      {demo.backend.image}",
-        f"  GPUs       {SIMULATED}",
+        *_gpus(demo),
         f"  Homes      volumes {homes}-…   (they stay; all else in a session ends with it)",
         f"  State      {demo.state}",
         f"  Remove     docker volume rm $(docker volume ls -q -f name={homes}-)",

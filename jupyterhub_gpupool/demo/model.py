@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -34,6 +34,8 @@ class Demo:
     ports: Mapping[str, int]
     password: str
     password_given: bool
+    devices: Callable[[], str] = lambda: "simulated"
+    """Which GPUs are shared out: it is known when the configuration is complete."""
 
     @property
     def pool(self) -> str:

@@ -13,11 +13,22 @@ from ..model import Device, Process, Sample, Slice
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """What a device tells beside its use; every field may be unknown."""
+
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+    ecc_errors: int | None = None
+    """Memory errors since the driver was loaded that could not be corrected."""
+
+
+@dataclass(frozen=True, slots=True)
 class Readings:
     """One look at everything: samples by lease id, and by device id.  What is missing is unknown."""
 
     leases: Mapping[str, Sample] = field(default_factory=dict)
     devices: Mapping[str, Sample] = field(default_factory=dict)
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
 
 
 class Inventory(Protocol):
@@ -39,6 +50,7 @@ class Telemetry(Protocol):
         """Look at the slices of each lease, and at every device.
 
         Both mappings are keyed by lease id.  ``processes`` are those of the lease's session, None or
-        missing where the backend did not answer.  What cannot be told is unknown, never zero.
+        missing where the backend did not answer; there may be more leases in it, whose use is not asked for.
+        What cannot be told is unknown, never zero.
         """
         ...

@@ -21,6 +21,7 @@ from traitlets import CaselessStrEnum, Dict, Float, Integer, TraitError, Unicode
 from traitlets.config import Application, Config
 
 from .. import __version__
+from ..devices.nvidia.inventory import NvidiaDevices
 from ..devices.simulated import SimulatedDevices
 from ..errors import GPUPoolError
 from ..pool import GPUPool
@@ -44,7 +45,7 @@ class GPUPoolService(Application):
 
     name = "gpupool-service"
     description = __doc__
-    classes = [GPUPool, SimulatedDevices]
+    classes = [GPUPool, NvidiaDevices, SimulatedDevices]
 
     sweep_interval = Float(
         10,
@@ -63,6 +64,14 @@ class GPUPoolService(Application):
         30,
         help="""Seconds between the two answers of the backend that prove a session gone which nobody stopped.
         Must be positive. Lower it only where a backend is known to answer reliably. Example: ``30``.""",
+    ).tag(config=True)
+
+    devices = CaselessStrEnum(
+        ["nvidia", "simulated"],
+        "nvidia",
+        help="""Which GPUs the pool shares out: ``nvidia``, those of this machine (``c.NvidiaDevices``), or
+        ``simulated``, those of ``c.SimulatedDevices.gpus``. ``configure`` takes the simulated ones where those are
+        set and this is not. Example: ``"nvidia"``.""",
     ).tag(config=True)
 
     backend = CaselessStrEnum(
@@ -127,7 +136,7 @@ class GPUPoolService(Application):
         metrics = Metrics(CollectorRegistry(), feed)
         sweep = Sweep(
             pool,
-            SimulatedDevices(parent=self),
+            self._devices(),
             self._sessions(pool),
             hub,
             Rules(self.mode, self.sweep_interval, self.absence_interval),
@@ -153,6 +162,9 @@ class GPUPoolService(Application):
             server.stop()
             await feed.stop()
             await _resign(pool, sweep)
+
+    def _devices(self) -> NvidiaDevices | SimulatedDevices:
+        return SimulatedDevices(parent=self) if self.devices == "simulated" else NvidiaDevices(parent=self)
 
     def _sessions(self, pool: GPUPool) -> Sessions:
         if self.backend == "docker":

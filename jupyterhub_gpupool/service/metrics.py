@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..devices import Condition
 from ..ledger import Snapshot
 from ..model import Decision, Health
 from . import shapes
@@ -56,6 +58,8 @@ class Metrics:
             self._verdicts.labels(decision.value)
         for reason in ("idle", "max_age", "share", "drain", "budget"):
             self._reclaims.labels(reason)
+        self._conditions = ConditionCollector()
+        registry.register(self._conditions)
         if feed is not None:
             registry.register(PoolCollector(feed))
 
@@ -75,6 +79,10 @@ class Metrics:
         """Count GPU-seconds of a group (empty: none was charged) by state: used, idle or waiting."""
         self._seconds.labels(group, state).inc(max(0.0, seconds))
 
+    def measured(self, conditions: Mapping[str, Condition]) -> None:
+        """Note what the devices tell of themselves; what they do not tell has no sample."""
+        self._conditions.latest = conditions, time.monotonic()
+
     def swept(self, seconds: float) -> None:
         """Note a whole sweep that ends now."""
         self._duration.observe(seconds)
@@ -85,6 +93,43 @@ class Metrics:
         server: Any
         server, _ = start_http_server(port, address, registry=self._registry)
         return int(server.server_port)
+
+
+class ConditionCollector(Collector):
+    """What the devices told of themselves in the last look; nothing at all when that is old."""
+
+    def __init__(self) -> None:
+        self.latest: tuple[Mapping[str, Condition], float] = {}, 0.0
+
+    def describe(self) -> list[Metric]:
+        """Name the metrics without looking."""
+        return list(_condition_families().values())
+
+    def collect(self) -> Iterator[Metric]:
+        """Report each figure that is known."""
+        conditions, at = self.latest
+        families = _condition_families()
+        for device, condition in conditions.items() if time.monotonic() - at <= OLD else ():
+            for name, family in families.items():
+                if (value := getattr(condition, name)) is not None:
+                    family.add_metric([device], value)
+        yield from families.values()
+
+
+def _condition_families() -> dict[str, GaugeMetricFamily]:
+    """The metric of each field of :class:`Condition`."""
+    label = ["device"]
+    return {
+        "power_watts": GaugeMetricFamily("gpupool_device_power_watts", "Power that it draws", labels=label),
+        "temperature_celsius": GaugeMetricFamily(
+            "gpupool_device_temperature_celsius", "Temperature of the GPU", labels=label
+        ),
+        "ecc_errors": GaugeMetricFamily(
+            "gpupool_device_ecc_errors",
+            "Memory errors since the driver was loaded that could not be corrected",
+            labels=label,
+        ),
+    }
 
 
 class PoolCollector(Collector):
@@ -117,7 +162,7 @@ def _families() -> dict[str, GaugeMetricFamily]:
         "queue": GaugeMetricFamily("gpupool_queue_length", "Requests that wait"),
         "health": GaugeMetricFamily(
             "gpupool_device_health",
-            "1 for a device that is well, 0 for one that is sick, suspect or lost",
+            "1 for a device that may be granted, 0 for one that is sick, suspect, barred or lost",
             labels=_DEVICE,
         ),
         "utilization": GaugeMetricFamily(

@@ -116,7 +116,7 @@ def pool(snapshot: Snapshot, person: Person) -> Shape:
 def _gpus(snapshot: Snapshot, held: Mapping[str, list[tuple[Slice, Lease]]]) -> Shape:
     """GPU-equivalents: ``total`` = ``leased`` + ``free`` + ``unusable``.
 
-    Unusable is what nobody can be given: of devices that are sick, suspect, lost or drained, and cells of a
+    Unusable is what nobody can be given: of devices that are sick, suspect, barred, lost or drained, and cells of a
     MIG GPU that no instance covers.
     """
     leased = free = 0.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from .. import faults, idleness
-from ..devices import Inventory, Readings, Telemetry
+from ..devices import Condition, Inventory, Readings, Telemetry
 from ..errors import GPUPoolError, LeaseConflict, Unavailable
 from ..fairness import Victim
 from ..ledger import Observation, Progress, Snapshot, Wanted
@@ -50,6 +50,8 @@ class Counters(Protocol):
     def waited(self, seconds: float) -> None: ...
 
     def gpu_seconds(self, group: str, state: str, seconds: float) -> None: ...
+
+    def measured(self, conditions: Mapping[str, Condition]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -139,6 +141,8 @@ class Sweep:
             return await asyncio.wait_for(asked, self.rules.backend_timeout)
         except TimeoutError:
             self._log.warning("%s did not answer within %g s", verb, self.rules.backend_timeout)
+        except GPUPoolError as problem:
+            self._log.warning("%s", problem.message)
         except Exception:  # a backend may raise anything; whatever it is, the truth is unknown
             self._log.exception("%s failed", verb)
         return None
@@ -158,14 +162,17 @@ class Sweep:
     # --- judge -----------------------------------------------------------------------------------
 
     async def _look(self, leases: Mapping[str, Lease], listed: tuple[Session, ...] | None) -> Readings:
-        """Sample these leases.  A session that the backend does not list has unknown processes."""
+        """Sample these leases.  A session that the backend does not list has unknown processes.
+
+        The processes of all sessions are told, so that nobody takes those of one that starts for foreign.
+        """
         processes: dict[str, tuple[Process, ...] | None] = dict.fromkeys(leases)
         for session in listed or ():
-            if session.lease in processes:
-                processes[session.lease] = session.processes
+            processes[session.lease] = session.processes
         slices = {key: lease.slices for key, lease in leases.items()}
-        readings = await self.ask(self.telemetry.sample, slices, processes)
-        return readings or Readings(leases={}, devices={})
+        readings = await self.ask(self.telemetry.sample, slices, processes) or Readings()
+        self.counters.measured(readings.conditions)
+        return readings
 
     async def _judge(self, snapshot: Snapshot, listed: tuple[Session, ...] | None) -> None:
         active = {lease.id: lease for lease in snapshot.leases if lease.state is State.ACTIVE}

@@ -53,6 +53,8 @@ class Counters:
     def gpu_seconds(self, group: str, state: str, seconds: float) -> None:
         self.seconds[group, state] = self.seconds.get((group, state), 0.0) + seconds
 
+    def measured(self, conditions: object) -> None: ...
+
 
 class Bench:
     """A pool of whole GPUs whose people do nothing by themselves.  Whoever is not in ``busy`` is idle."""

@@ -80,6 +80,23 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
     "limit-text": (limits(pool={"sessions": "many"}), ("GPUPool.limits['pool']", "'many'", "must be")),
     "model": ({"SimulatedDevices": {"gpus": [{"model": "A100", "memry": "80G"}]}}, ("memry", "memory")),
     "no-gpus": ({"SimulatedDevices": {"gpus": 3}}, ("gpus", "3")),
+    "both": (
+        {"NvidiaDevices": {"exclude": ["0"]}},
+        (
+            "c.SimulatedDevices.gpus and c.NvidiaDevices",
+            "c.GPUPoolService.devices",
+            "'nvidia' or 'simulated'",
+        ),
+    ),
+    "real-setting": (
+        {"GPUPoolService": {"devices": "nvidia"}, "NvidiaDevices": {"mode": {}}},
+        ("c.NvidiaDevices.mode is not", "Did you mean 'modes'?"),
+    ),
+    "real-mode": (
+        {"GPUPoolService": {"devices": "nvidia"}, "NvidiaDevices": {"modes": {"0": "half"}}},
+        ("NvidiaDevices.modes['0']", "'half'", "allowed", "'whole'"),
+    ),
+    "inventory": ({"GPUPoolService": {"devices": "amd"}}, ("devices", "amd", "nvidia", "simulated")),
 }
 
 
@@ -255,3 +272,44 @@ def test_a_folder_with_odd_characters_holds_the_ledger(
     configure(c, backend="local")
     Ledger(c.GPUPool.database_url).close_database()
     assert (folder / "gpupool.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "devices"),
+    [
+        ({"SimulatedDevices": {"gpus": GPUS}}, "simulated"),
+        ({"SimulatedDevices": {"gpus": GPUS}, "GPUPoolService": {"devices": "nvidia"}}, "nvidia"),
+        ({"NvidiaDevices": {"modes": {"*": "share"}}}, "nvidia"),
+        ({}, "nvidia"),
+    ],
+)
+def test_simulated_gpus_are_taken_only_where_they_are_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, dict[str, Any]], devices: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    c = Config(sections)
+    configure(c, backend="local")
+    handed = json.loads((tmp_path / "service.json").read_text())
+    assert handed["GPUPoolService"]["devices"] == devices
+    assert handed.get("NvidiaDevices", {}) == sections.get("NvidiaDevices", {})
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({}, ("nvidia-ml-py", "pip install 'jupyterhub-gpupool[nvidia]'", "c.SimulatedDevices.gpus")),
+        ({"GPUPoolService": {"devices": "simulated"}}, ("No simulated GPUs", "c.SimulatedDevices.gpus")),
+    ],
+)
+def test_gpus_that_cannot_be_had_are_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sections: dict[str, dict[str, Any]],
+    says: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        configure(Config(sections), backend="local")
+    assert all(part in str(ended.value.code) for part in says)

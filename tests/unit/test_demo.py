@@ -358,6 +358,18 @@ def test_banner_says_what_one_must_know(a_demo: Demo) -> None:
         assert said in text
 
 
+def test_banner_says_which_gpus_it_took(
+    a_demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banner, "DRIVER", tmp_path / "version")
+    assert banner.LEFT_ALONE not in banner.banner(a_demo)
+    (tmp_path / "version").touch()
+    text = banner.banner(a_demo)
+    assert banner.SIMULATED in text and banner.LEFT_ALONE in text
+    real = banner.banner(dataclasses.replace(a_demo, devices=lambda: "nvidia"))
+    assert banner.REAL in real and "simulated" not in real and banner.LEFT_ALONE not in real
+
+
 def test_banner_of_containers_says_what_stays_and_how_to_remove_it(a_demo: Demo) -> None:
     text = banner.banner(dataclasses.replace(a_demo, backend=Backend("docker", IMAGE)))
     for said in (
