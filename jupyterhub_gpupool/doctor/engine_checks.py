@@ -135,8 +135,8 @@ def gpu_registration(engine: Engine, toolkit: Toolkit, gpus: str) -> Result:
     late = engine.started is not None and (toolkit.hook_changed or 0.0) > engine.started
     if late and NVIDIA not in engine.runtimes:
         return warning(
-            "NVIDIA's runtime hook was installed or upgraded after the engine had started, which looks for it only at "
-            "its start.",
+            "NVIDIA's runtime hook was installed or upgraded after the engine had started, which looks for it only "
+            "at its start.",
             "systemctl restart docker (this ends sessions unless live-restore is on)",
         )
     return ok("GPUs come by NVIDIA's runtime hook.")
