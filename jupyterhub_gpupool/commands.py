@@ -142,8 +142,15 @@ def places(chosen: argparse.Namespace) -> tuple[str, Path | None, Path | None]:
 def open_ledger(chosen: argparse.Namespace, *, configured: bool) -> Iterator[Ledger]:
     """Open the ledger; with the policy of the hub where the verb depends on it (``configured``)."""
     url, file, config = places(chosen)
-    if file is not None and not file.is_file():
-        raise Unavailable(f"There is no ledger {file}. Name the hub's with --database-url.", reason="ledger")
+    try:
+        if file is not None and not file.is_file():
+            raise Unavailable(
+                f"There is no ledger {file}. Name the hub's with --database-url.", reason="ledger"
+            )
+    except OSError as problem:
+        raise Unavailable(
+            f"The ledger {file} cannot be read: {problem.strerror}.", reason="ledger"
+        ) from problem
     policy = _policy(config)
     if policy is None and configured:
         missing = chosen.config or f"{CONFIGURATION} beside the ledger"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from ..containment import image_problem
-from .facts import Books, Engine, Images, Network, Reach, Smi, Toolkit
-from .model import Result, check, error, listed, ok, skipped, warning
+from .facts import Books, Engine, Images, Network, Pool, Reach, Smi, Toolkit
+from .model import Result, Unknown, check, error, listed, ok, skipped, warning
 
 ENGINE_FLOOR = (20, 10)
 
@@ -91,10 +91,12 @@ def live_restore(engine: Engine) -> Result:
     "engine",
     "NVIDIA's container toolkit has no known way out.",
     "toolkit",
-    "engine",
     "gpus",
+    optional=("pool",),
 )
-def toolkit_version(toolkit: Toolkit, engine: Engine, gpus: str) -> Result:
+def toolkit_version(toolkit: Toolkit, gpus: str, pool: Pool | Unknown) -> Result:
+    if not isinstance(pool, Unknown) and pool.backend != "docker":
+        return skipped(f"Sessions are no containers here (backend {pool.backend}).")
     if not toolkit.version:
         if gpus == "real":
             return error(

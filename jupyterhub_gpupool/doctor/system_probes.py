@@ -31,6 +31,9 @@ FIELDS = ("index", "uuid", "name", "compute_mode", "persistence_mode")
 MIG_FIELDS = ("mig.mode.current", "mig.mode.pending")
 
 UUID = re.compile(r"(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+"""How the kernel writes a space in the name of a mount point."""
+
 MOST_CDI = 4 * 1024 * 1024
 
 HOOK = "nvidia-container-runtime-hook"
@@ -193,7 +196,7 @@ def _kind(path: Path, mounts: Path) -> str:
         fields = line.split()
         if len(fields) < 3:
             continue
-        point = Path(fields[1].encode().decode("unicode_escape"))  # a space is written \040
+        point = Path(_OCTAL.sub(lambda found: chr(int(found[1], 8)), fields[1]))
         if path.is_relative_to(point) and len(point.parts) >= best:
             best, kind = len(point.parts), fields[2]
     return kind
