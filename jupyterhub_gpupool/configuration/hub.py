@@ -46,14 +46,14 @@ def describe(c: Config, spawner: type[GPUPoolMixin], folder: Path) -> dict[str, 
     proxy = _given(c.JupyterHub, "proxy_class", "configurable-http-proxy")
     services = [one for one in _given(c.JupyterHub, "services", []) if isinstance(one, Mapping)]
     roles = [one for one in _given(c.JupyterHub, "load_roles", []) if isinstance(one, Mapping)]
-    command = _given(c.ConfigurableHTTPProxy, "command", "configurable-http-proxy")
+    command = _words(_given(c.ConfigurableHTTPProxy, "command", "configurable-http-proxy"))
     images = _setting(c, spawner, "allowed_images")
     return {
         "backend": c.GPUPoolService.get("backend"),
         "api": _api(c),
         "cleanup_servers": bool(_given(c.JupyterHub, "cleanup_servers", True)),
         "proxy": proxy if isinstance(proxy, str) else f"{proxy.__module__}.{proxy.__qualname__}",
-        "proxy_command": _words(command)[:3],
+        "proxy_command": "python" if any("configurable_http_proxy" in word for word in command) else "",
         "proxy_started": bool(_given(c.ConfigurableHTTPProxy, "should_start", True)),
         "cullers": [
             {"name": str(one.get("name")), "timeout": _timeout(one)} for one in services if _culls(one)

@@ -156,7 +156,8 @@ class Hub:
     api: str
     cleanup_servers: bool
     proxy: str
-    proxy_command: tuple[str, ...]
+    proxy_command: str
+    """``python``: the program of that language; empty: whatever the PATH has."""
     proxy_started: bool
     cullers: tuple[tuple[str, str], ...]
     """Services that end idle servers, each with its time-out in seconds as text, or an empty one."""

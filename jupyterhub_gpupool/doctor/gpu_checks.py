@@ -189,7 +189,7 @@ def profiles_served(pool: Pool, books: Books) -> Result:
             f"No GPU of the pool can ever serve {listed(never, 3)}: whoever chooses that is refused.",
             "change the profile, the GPU's mode, or lay out MIG: nvidia-smi mig -cgi 1g.10gb -C",
         )
-    return ok(f"All {len(asked)} profiles with a GPU can be served.")
+    return ok(f"All {len(asked)} profiles and choices with a GPU can be served.")
 
 
 @check("mig-wanted", "gpu", "Every MIG instance is asked for by some profile.", "pool", "books")

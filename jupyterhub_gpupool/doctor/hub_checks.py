@@ -125,7 +125,7 @@ def proxy_streams(hub: Hub, processes: Processes, program: str | Unknown) -> Res
         return skipped(
             f"Of the proxy {hub.proxy} nothing is known; places in the queue need one that streams."
         )
-    if "configurable_http_proxy" in " ".join(hub.proxy_command) or processes.python_proxies:
+    if hub.proxy_command == "python" or processes.python_proxies:
         return error(f"The Python configurable-http-proxy {bad}", fix)
     if not hub.proxy_started:
         return skipped("The proxy is started by somebody else; places in the queue need one that streams.")

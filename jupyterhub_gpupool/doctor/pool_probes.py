@@ -84,7 +84,7 @@ def _hub(said: Any) -> Hub:
         api=str(said["api"]),
         cleanup_servers=bool(said["cleanup_servers"]),
         proxy=str(said["proxy"]),
-        proxy_command=tuple(map(str, said["proxy_command"])),
+        proxy_command=str(said["proxy_command"]),
         proxy_started=bool(said["proxy_started"]),
         cullers=tuple((str(one["name"]), str(one["timeout"])) for one in said["cullers"]),
         inner_cullers=tuple(map(str, said["inner_cullers"])),
