@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from . import __version__
+from . import __version__, looking
 from . import commands as ledger_commands
 
 
@@ -29,8 +29,11 @@ def main(argv: list[str] | None = None) -> int:
         default=os.path.join(state, "faults.json"),
         help="SimulatedDevices.faults_file of the hub (default: the demo's, %(default)s)",
     )
+    looking.add(commands)
     ledger_commands.add(commands)
     chosen = parser.parse_args(argv)
+    if "look" in chosen:
+        return looking.run(chosen, sys.stdout)
     if "run" in chosen:
         return ledger_commands.run(chosen, sys.stdout)
     if chosen.command == "service":

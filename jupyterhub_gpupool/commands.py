@@ -45,8 +45,8 @@ FAILED, MISUSED = 1, 2
 """Exit statuses: the ledger does not let it be done; what was asked for makes no sense."""
 
 
-def add(commands: Any) -> None:
-    """Add the commands to the parser's own."""
+def ledger_options() -> argparse.ArgumentParser:
+    """The options of every command that looks for the ledger; see :func:`places`."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--database-url",
@@ -58,6 +58,12 @@ def add(commands: Any) -> None:
         default="",
         help=f"the JSON file that configure() wrote (default: {CONFIGURATION} beside the ledger)",
     )
+    return shared
+
+
+def add(commands: Any) -> None:
+    """Add the commands to the parser's own."""
+    shared = ledger_options()
     reason = argparse.ArgumentParser(add_help=False)
     reason.add_argument("--why", default="", help="a sentence for the audit trail")
 
@@ -107,13 +113,13 @@ def run(chosen: argparse.Namespace, out: TextIO) -> int:
     try:
         verb(chosen, out)
     except (ValueError, Rejected) as problem:
-        return _failed(str(problem), MISUSED)
+        return failed(str(problem), MISUSED)
     except GPUPoolError as problem:
-        return _failed(problem.message, FAILED)
+        return failed(problem.message, FAILED)
     return 0
 
 
-def _failed(sentence: str, status: int) -> int:
+def failed(sentence: str, status: int) -> int:
     print(f"gpupool: {sentence}", file=sys.stderr)
     return status
 
@@ -121,15 +127,31 @@ def _failed(sentence: str, status: int) -> int:
 # --- the ledger ------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _ledger(chosen: argparse.Namespace, *, configured: bool) -> Iterator[Ledger]:
-    """Open the ledger; with the policy of the hub where the verb depends on it (``configured``)."""
+def places(chosen: argparse.Namespace) -> tuple[str, Path | None, Path | None]:
+    """Where the ledger is (its URL, and its file where it is one), and the file that ``configure`` wrote.
+
+    Raises ValueError with a sentence for an URL that is none.
+    """
     state = Path(os.environ.get("GPUPOOL_STATE_DIR") or ".gpupool")
     url = chosen.database_url or url_of(state / "ledger.sqlite")
     file = file_of(url)
-    if file is not None and not file.is_file():
-        raise Unavailable(f"There is no ledger {file}. Name the hub's with --database-url.", reason="ledger")
-    policy = _policy(Path(chosen.config) if chosen.config else file and file.parent / CONFIGURATION)
+    return url, file, Path(chosen.config) if chosen.config else file and file.parent / CONFIGURATION
+
+
+@contextmanager
+def open_ledger(chosen: argparse.Namespace, *, configured: bool) -> Iterator[Ledger]:
+    """Open the ledger; with the policy of the hub where the verb depends on it (``configured``)."""
+    url, file, config = places(chosen)
+    try:
+        if file is not None and not file.is_file():
+            raise Unavailable(
+                f"There is no ledger {file}. Name the hub's with --database-url.", reason="ledger"
+            )
+    except OSError as problem:
+        raise Unavailable(
+            f"The ledger {file} cannot be read: {problem.strerror}.", reason="ledger"
+        ) from problem
+    policy = _policy(config)
     if policy is None and configured:
         missing = chosen.config or f"{CONFIGURATION} beside the ledger"
         raise Unavailable(
@@ -173,17 +195,17 @@ def actor() -> str:
 
 
 def _show_limits(chosen: argparse.Namespace, out: TextIO) -> None:
-    with _ledger(chosen, configured=True) as ledger:
+    with open_ledger(chosen, configured=True) as ledger:
         rows, over = ledger.limits(), ledger.snapshot().over
     if chosen.format == "json":
-        _json(tables.limits(rows, over), out)
+        print_json(tables.limits(rows, over), out)
         return
     lines = []
     for scope, row in rows.items():
         shape = tables.limit(row)
         edited = f"edited by {row.actor} {shape['at']}" if row.edited is not None else "configured"
         lines.append((scope, _words(shape["effective"] or {}), edited, row.why, over.get(scope, "")))
-    _table(("scope", "limit", "from", "why", "over"), lines, out)
+    print_table(("scope", "limit", "from", "why", "over"), lines, out)
 
 
 def _words(keys: dict[str, Any]) -> str:
@@ -194,7 +216,7 @@ def _words(keys: dict[str, Any]) -> str:
 def _set_limit(chosen: argparse.Namespace, out: TextIO) -> None:
     keys = read_keys(chosen.keys)
     limit = fairness.read_limit(chosen.scope, keys)
-    with _ledger(chosen, configured=True) as ledger:
+    with open_ledger(chosen, configured=True) as ledger:
         found = preview(ledger.snapshot(), chosen.scope, limit)
         row = ledger.set_limit(chosen.scope, keys, actor=actor(), why=chosen.why)
     print(f"{row.scope}: {_words(fairness.write_limit(limit))}", file=out)
@@ -203,7 +225,7 @@ def _set_limit(chosen: argparse.Namespace, out: TextIO) -> None:
 
 
 def _clear_limit(chosen: argparse.Namespace, out: TextIO) -> None:
-    with _ledger(chosen, configured=True) as ledger:
+    with open_ledger(chosen, configured=True) as ledger:
         row = ledger.clear_limit(chosen.scope, actor=actor(), why=chosen.why)
     words = "no limit" if row.effective is None else _words(fairness.write_limit(row.effective))
     print(f"{row.scope}: as configured, {words}", file=out)
@@ -238,10 +260,10 @@ def _value(key: str, text: str) -> Any:
 
 def _usage(chosen: argparse.Namespace, out: TextIO) -> None:
     start, end = times.period(chosen.first, chosen.last, time.time())
-    with _ledger(chosen, configured=False) as ledger:
+    with open_ledger(chosen, configured=False) as ledger:
         entries = ledger.usage(chosen.by, start, end)
     if chosen.format == "json":
-        _json(tables.usage(chosen.by, start, end, entries), out)
+        print_json(tables.usage(chosen.by, start, end, entries), out)
     elif chosen.format == "csv":
         sheet = csv.writer(out, lineterminator="\n")
         sheet.writerow((chosen.by, "day", "used", "idle", "waiting"))
@@ -253,7 +275,7 @@ def _usage(chosen: argparse.Namespace, out: TextIO) -> None:
             (item.key or "(none)", f"{item.used:.2f}", f"{item.idle:.2f}", f"{item.waiting:.2f}")
             for item in books.totals(entries)
         ]
-        _table((chosen.by, "used", "idle", "waiting"), lines, out)
+        print_table((chosen.by, "used", "idle", "waiting"), lines, out)
 
 
 def defused(cell: str) -> str:
@@ -266,13 +288,13 @@ def defused(cell: str) -> str:
 
 def _drain(chosen: argparse.Namespace, out: TextIO) -> None:
     at = times.moment("--at", chosen.at) if chosen.at else None
-    with _ledger(chosen, configured=False) as ledger:
+    with open_ledger(chosen, configured=False) as ledger:
         found = ledger.drain(_device(chosen.device), at, actor=actor(), why=chosen.why)
     print(f"Drained: {', '.join(found) or 'no GPU, there is none'}", file=out)
 
 
 def _undrain(chosen: argparse.Namespace, out: TextIO) -> None:
-    with _ledger(chosen, configured=True) as ledger:  # what waits is granted by the hub's own limits
+    with open_ledger(chosen, configured=True) as ledger:  # what waits is granted by the hub's own limits
         found = ledger.undrain(_device(chosen.device), actor=actor(), why=chosen.why)
     print(f"Back in service: {', '.join(found) or 'no GPU, none was drained'}", file=out)
 
@@ -284,13 +306,13 @@ def _device(text: str) -> str | None:
 # --- what comes out --------------------------------------------------------------------------------
 
 
-def _json(shape: tables.Shape, out: TextIO) -> None:
+def print_json(shape: tables.Shape, out: TextIO) -> None:
     print(json.dumps(shape, indent=2), file=out)
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]], out: TextIO) -> None:
+def print_table(head: Sequence[str], lines: Sequence[Sequence[str]], out: TextIO) -> None:
     """Columns for a terminal, to which no name can give orders."""
-    shown = [[_printable(cell) for cell in line] for line in (head, *lines)]
+    shown = [[printable(cell) for cell in line] for line in (head, *lines)]
     widths = [max(len(line[n]) for line in shown) for n in range(len(head))]
     for line in shown:
         print(
@@ -298,5 +320,8 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], out: TextIO) -> 
         )
 
 
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
+def printable(text: str) -> str:
+    """The text with what gives orders to a terminal, or does not show, written out as an escape."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )

@@ -23,6 +23,7 @@ from ..ledger import file_of, url_of
 from ..pool import GPUPool
 from ..service.app import GPUPoolService
 from ..spawners.base import GPUPoolMixin
+from . import hub
 
 BACKENDS: dict[str, str] = {
     "docker": "jupyterhub_gpupool.spawners.docker:GPUPoolDockerSpawner",
@@ -83,6 +84,7 @@ def apply(c: Config, backend: str) -> None:
             _stop(str(problem))
     _hub(c, spawner)
     _service(c, state)
+    hub.write(c, spawner, state)
     for sentence in profiles.warnings(pool.offer):
         print(f"gpupool: {sentence}", file=sys.stderr)
 
