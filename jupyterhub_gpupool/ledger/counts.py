@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import and_, bindparam, case, func, literal, or_, select
@@ -166,18 +167,10 @@ def _budget_of(scope: str, rules: Rules) -> Limit:
 def _charged(row: Any, rules: Rules) -> list[str]:
     """The scopes with a budget that a lease counts against.
 
-    Of the groups that is the one it was charged to; where that one has no budget, the person's group with the
-    largest; and every strict one.
+    Of the groups those that :func:`fairness.pays` says.
     """
     limits = rules.limits
-    groups = {name: limits.get(f"group:{name}", _NONE) for name in {row.group, *rows.load(row.groups)} - {""}}
-    budgets = {name: limit for name, limit in groups.items() if limit.gpu_hours is not None}
-    named = {name for name, limit in budgets.items() if limit.strict}
-    if row.group in budgets:
-        named.add(row.group)
-    elif budgets:
-        named.add(max(budgets, key=lambda name: (budgets[name].gpu_hours or 0.0, name)))
-    found = [f"group:{name}" for name in named]
+    found = [f"group:{name}" for name in fairness.pays(row.group, rows.load(row.groups), limits)]
     if limits.get(fairness.POOL, _NONE).gpu_hours is not None:
         found.append(fairness.POOL)
     if row.name is not None and fairness.user_limit(row.name, limits).gpu_hours is not None:
@@ -193,33 +186,40 @@ class Budgets:
 
     def __init__(self, run: Run, now: float, rules: Rules) -> None:
         self._run, self._now, self._rules = run, now, rules
-        self._used: dict[str, Any] | None = None
+        self._made_of: dict[str, list[fairness.Span]] = {}
         self._known: dict[tuple[str, tuple[str, ...]], fairness.Budget] = {}
+
+    @cached_property
+    def _used(self) -> dict[str, float]:
+        return hours_used(self._run, self._now, self._rules) if self._rules.hours else {}
 
     def of(self, user: str, groups: Sequence[str]) -> fairness.Budget:
         """The budget that decides for a person; one without bounds where nobody limits."""
         if not self._rules.hours:
             return fairness.Budget()
-        key = user, tuple(groups)
+        key = user if self._rules.own_hours(user) else "", tuple(groups)
         if key not in self._known:
             self._known[key] = self._stand(user, groups)
         return self._known[key]
 
+    @cached_property
+    def left(self) -> dict[str, float]:
+        """GPU-hours left by group, of those that have a budget."""
+        return {
+            scope[6:]: limit.gpu_hours - self._used.get(scope, 0.0)
+            for scope, limit in self._rules.limits.items()
+            if limit.gpu_hours is not None and scope.startswith("group:")
+        }
+
     def _stand(self, user: str, groups: Sequence[str]) -> fairness.Budget:
-        if self._used is None:
-            self._used = dict(hours_used(self._run, self._now, self._rules))
-        used: Any = self._used
+        used: dict[str, Any] = {**self._used, **self._made_of}
         found = fairness.budget(user, groups, used, self._rules.limits, self._now)
         if found.state is not fairness.BudgetState.EXHAUSTED:
             return found
         for scope in ("pool", f"user:{user}", *(f"group:{group}" for group in groups)):
             limit = _budget_of(scope, self._rules) if scope in used else None
-            if (
-                limit is not None
-                and isinstance(used[scope], float)
-                and used[scope] >= (limit.gpu_hours or 0) - 1e-9
-            ):
-                used[scope] = self._spans(scope, limit.window)
+            if limit is not None and scope not in self._made_of and used[scope] >= (limit.gpu_hours or 0) - 1e-9:
+                used[scope] = self._made_of[scope] = self._spans(scope, limit.window)
         return fairness.budget(user, groups, used, self._rules.limits, self._now)
 
     def _spans(self, scope: str, window: float) -> list[fairness.Span]:
