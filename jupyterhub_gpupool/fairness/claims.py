@@ -48,12 +48,14 @@ class Claims:
 
     def admit(self, item: Asking) -> Admission:
         """Admit a request, leaving to all others what they claim."""
-        mine, gpus = self._own.get(item.lease, ("", 0.0))
-        left = {
-            name: share - self._claimed.get(name, 0.0) + (gpus if name == mine else 0.0)
-            for name in item.groups
-            if (share := self._guaranteed.get(name)) is not None
-        }
+        left = {}
+        for name in item.groups:
+            share = self._guaranteed.get(name)
+            if share is not None:
+                left[name] = share - self._claimed.get(name, 0.0)
+        mine = self._own.get(item.lease)
+        if mine is not None:
+            left[mine[0]] += mine[1]
         return self._admit(item, left)
 
     def granted(self, lease: str) -> None:

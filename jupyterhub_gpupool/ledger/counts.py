@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -59,7 +59,7 @@ class UsageReader:
             for owner, count, gpus in self._run(_usage_of_owners):
                 self._held.setdefault(("owner", owner), (int(count), float(gpus)))
 
-    def of(self, owner: str, user: str, groups: Sequence[str]) -> dict[str, fairness.Usage]:
+    def of(self, owner: str, user: str, groups: Collection[str]) -> dict[str, fairness.Usage]:
         """What the pool, this user and these groups hold, as far as a limit or a share asks for it."""
         found = {}
         if fairness.POOL in self._rules.limits:
@@ -193,7 +193,7 @@ class Budgets:
     def _used(self) -> dict[str, float]:
         return hours_used(self._run, self._now, self._rules) if self._rules.hours else {}
 
-    def of(self, user: str, groups: Sequence[str]) -> fairness.Budget:
+    def of(self, user: str, groups: Collection[str]) -> fairness.Budget:
         """The budget that decides for a person; one without bounds where nobody limits."""
         if not self._rules.hours:
             return fairness.Budget()
@@ -211,14 +211,18 @@ class Budgets:
             if limit.gpu_hours is not None and scope.startswith("group:")
         }
 
-    def _stand(self, user: str, groups: Sequence[str]) -> fairness.Budget:
+    def _stand(self, user: str, groups: Collection[str]) -> fairness.Budget:
         used: dict[str, Any] = {**self._used, **self._made_of}
         found = fairness.budget(user, groups, used, self._rules.limits, self._now)
         if found.state is not fairness.BudgetState.EXHAUSTED:
             return found
         for scope in ("pool", f"user:{user}", *(f"group:{group}" for group in groups)):
             limit = _budget_of(scope, self._rules) if scope in used else None
-            if limit is not None and scope not in self._made_of and used[scope] >= (limit.gpu_hours or 0) - 1e-9:
+            if (
+                limit is not None
+                and scope not in self._made_of
+                and used[scope] >= (limit.gpu_hours or 0) - 1e-9
+            ):
                 used[scope] = self._made_of[scope] = self._spans(scope, limit.window)
         return fairness.budget(user, groups, used, self._rules.limits, self._now)
 
