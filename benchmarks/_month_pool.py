@@ -7,7 +7,7 @@ import itertools
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from _month_trace import GROUPS, HOUR, MONTH, Notebook
@@ -232,16 +232,19 @@ class Pool:
     def _asking(self, job: Job) -> Asking:
         return Asking(job.lease, job.of.user, (job.of.group,), float(job.of.gpus))
 
+    def _admit(self, item: Asking, left: Mapping[str, float]) -> fairness.Admission:
+        return fairness.admit(item.user, item.groups, item.gpus, self.usage, self.limits, left)
+
     def _claims(self) -> Claims:
         asked = [self._asking(job) for job in self.waiting.values()]
-        return Claims(asked, self.usage, self.limits, self.guaranteed)
+        return Claims(asked, self.guaranteed, self._admit)
 
     def serve(self) -> None:
         reserved, head, claims = placement.Reserved(), True, self._claims()
         blocked: set[tuple[Wish, frozenset[str]]] = set()
         for item in self.queue(claims) if self.waiting else ():
             job = self.waiting[item.lease]
-            said = claims.admit(self._asking(job), self.usage)
+            said = claims.admit(self._asking(job))
             if not said.allowed:
                 continue
             placed = None

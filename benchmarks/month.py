@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,8 +175,11 @@ def decisions(waiting: int) -> None:
     ]
     owners = {(item.user, group) for item, group in zip(queue, groups, strict=True)}
 
+    def admit(item: Asking, left: Mapping[str, float]) -> fairness.Admission:
+        return fairness.admit(item.user, item.groups, item.gpus, usage, limits, left)
+
     def decide(name: str) -> None:
-        claims = Claims(asked, usage, limits, guaranteed)
+        claims = Claims(asked, guaranteed, admit)
         budgets = {key: fairness.budget(key[0], (key[1],), used_hours, limits, 5e3) for key in owners}
         own = claims.admissions
         rows = [replace(item, own=True) if own[item.lease].own else item for item in queue]
@@ -184,7 +188,7 @@ def decisions(waiting: int) -> None:
             wish = Wish(Kind.GPU, int(item.gpus))
             if wish in tried or not budgets[item.user, item.group].left:
                 continue
-            claims.admit(asked[item.ticket], usage)
+            claims.admit(asked[item.ticket])
             if not placement.choose(wish, devices, placement.Occupancy(used)):
                 tried.add(wish)
 

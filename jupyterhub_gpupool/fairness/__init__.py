@@ -16,7 +16,7 @@ Pure: limits, usage, leases and the clock come in as arguments.
 """
 
 from .admission import Admission, Holds, Usage, admit, check_ever, check_queue, over_limits, tally
-from .budgets import Budget, BudgetState, Span, budget, check_budget, hours_in
+from .budgets import Budget, BudgetState, Span, budget, check_budget, hours_in, pays
 from .claims import Asking, Claims
 from .limits import (
     EVERY_USER,
@@ -84,6 +84,7 @@ __all__ = [
     "next_change",
     "order",
     "over_limits",
+    "pays",
     "portions",
     "priority",
     "profiles",

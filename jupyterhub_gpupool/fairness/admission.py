@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import Rejected, Unavailable
 from ..model import Limit
-from .limits import NO_LIMIT, POOL, TOLERANCE, groups_with, most_guaranteed, user_limit
+from .limits import NO_LIMIT, POOL, TOLERANCE, USUAL_PRIORITY, groups_with, most_guaranteed, user_limit
 from .words import count_of, figure, gpus_of, whose
 
 
@@ -158,6 +158,7 @@ def admit(
     usage: Mapping[str, Usage],
     limits: Mapping[str, Limit],
     guaranteed: Mapping[str, float] | None = None,
+    hours: Mapping[str, float] | None = None,
 ) -> Admission:
     """Say whether the limits let a lease of ``gpus`` GPU-equivalents be granted now.
 
@@ -174,7 +175,7 @@ def admit(
     what = _blocked(own, used, gpus)
     if what:
         return Admission(False, why=_waits(what, own, used, gpus), room=0.0)
-    found = _admit_group(groups, gpus, usage, limits, guaranteed or {})
+    found = _admit_group(groups, gpus, usage, limits, guaranteed or {}, hours or {})
     room = _left(own, used)[0]
     pool, used = limits.get(POOL, NO_LIMIT), usage.get(POOL, _NOTHING)
     what = _blocked(pool, used, gpus)
@@ -191,8 +192,10 @@ def _admit_group(
     usage: Mapping[str, Usage],
     limits: Mapping[str, Limit],
     guaranteed: Mapping[str, float],
+    hours: Mapping[str, float],
 ) -> Admission:
     """What the groups say: the strict ones, then their shares, then the most generous."""
+    spent = {name for name, left in hours.items() if gpus > 0 and left <= TOLERANCE}
     strictest, strict_room = "", math.inf
     capping = _capping(groups, limits)
     for name, limit in capping:
@@ -209,8 +212,10 @@ def _admit_group(
         (guaranteed[name] - usage.get(f"group:{name}", _NOTHING).gpus, name)
         for name in sorted(set(groups).intersection(guaranteed))
     ]
-    best, blocked = _most_generous(capping, gpus, usage)
+    best, blocked = _most_generous(capping, gpus, usage, spent)
     for left, name in sorted(shares, key=lambda item: -item[0]):
+        if name in spent:
+            continue
         limit, used = limits.get(f"group:{name}", NO_LIMIT), usage.get(f"group:{name}", _NOTHING)
         if gpus <= left + TOLERANCE and left > 0 and not _blocked(limit, used, gpus):
             # A lease that outgrows the share must find its room under the caps like any other.
@@ -222,12 +227,26 @@ def _admit_group(
     if best is not None:
         decided = strictest or best[1]
         return Admission(True, decided, room=min(best[0][0], strict_room), decided=decided)
-    largest = max(((guaranteed[name], name) for _, name in shares), default=(0.0, ""))[1]
-    return Admission(True, largest)
+    if shares:
+        return Admission(True, max((name not in spent, guaranteed[name], name) for _, name in shares)[2])
+    return _without_caps(groups, limits, hours)
+
+
+def _without_caps(
+    groups: Collection[str], limits: Mapping[str, Limit], hours: Mapping[str, float]
+) -> Admission:
+    """Charge somebody although no group caps or guarantees: for budgets, books and the order ``fair``."""
+    budgets = [name for name, _ in groups_with("gpu_hours", groups, limits)]
+    if budgets:
+        payer = max(budgets, key=lambda name: hours.get(name, math.inf))
+        return Admission(True, payer, decided=payer)
+    named = [name for name in sorted(set(groups)) if f"group:{name}" in limits]
+    weights = {name: limits[f"group:{name}"].priority or USUAL_PRIORITY for name in named}
+    return Admission(True, max(named, key=weights.__getitem__, default=""))
 
 
 def _most_generous(
-    capping: Iterable[tuple[str, Limit]], gpus: float, usage: Mapping[str, Usage]
+    capping: Iterable[tuple[str, Limit]], gpus: float, usage: Mapping[str, Usage], spent: Collection[str]
 ) -> tuple[tuple[tuple[float, float], str] | None, list[str]]:
     """What the most generous group with room has left, and its name; and why the others have no room."""
     best: tuple[tuple[float, float], str] | None = None
@@ -237,6 +256,8 @@ def _most_generous(
         what = _blocked(limit, used, gpus)
         if what:
             blocked.append(f"group {name} {_holds(what, limit, used, gpus)}")
+        elif name in spent:
+            blocked.append(f"group {name} has no GPU-hours left")
         elif best is None or _left(limit, used) > best[0]:
             best = (_left(limit, used), name)
     return best, blocked

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from ..errors import Unavailable
 from ..model import Limit
-from .limits import NO_LIMIT, POOL, TOLERANCE, groups_with, user_limit
+from .limits import NO_LIMIT, POOL, TOLERANCE, groups_with, most_guaranteed, user_limit
 from .words import figure, moment, span
 
 HOUR = 3600.0
@@ -101,21 +101,47 @@ def again_at(spans: Sequence[Span], hours: float, now: float, window: float) -> 
     return window + (at + to_leave / rate if rate > TOLERANCE else at)
 
 
+def asked(groups: Collection[str], limits: Mapping[str, Limit]) -> list[tuple[str, Limit]]:
+    """The groups whose budgets are asked, by name: strict ones, and of the others those that can be charged.
+
+    A group that caps or guarantees is charged before one that does neither; so where one of these has a budget,
+    only such budgets count.
+    """
+    named = groups_with("gpu_hours", groups, limits)
+    charged = [item for item in named if not item[1].strict and _is_charged_first(item[1])]
+    return [item for item in named if item[1].strict or item in charged or not charged]
+
+
+def _is_charged_first(limit: Limit) -> bool:
+    return limit.sessions is not None or limit.gpus is not None or most_guaranteed(limit) > 0
+
+
+def pays(group: str, groups: Collection[str], limits: Mapping[str, Limit]) -> list[str]:
+    """The groups whose budgets a lease counts against that was charged to ``group`` (empty: to none).
+
+    Each strict one of its person's groups, and the one charged.  Where that one has no budget, every other
+    budget that is asked: whichever allowed the session, it counts there.
+    """
+    named = groups_with("gpu_hours", {*groups, group} - {""}, limits)
+    charged = [name for name, limit in named if limit.strict or name == group]
+    return charged if group in charged else [name for name, _ in asked(groups, limits)]
+
+
 def budget(
     user: str, groups: Collection[str], used: Mapping[str, Used], limits: Mapping[str, Limit], now: float
 ) -> Budget:
     """Say which budget decides for a person, and how it stands.
 
     ``used`` is by scope; a scope that is missing has used nothing.  The pool's and the user's budgets must
-    both have hours left, and every strict group's; of the other groups' the one with the most left counts.
-    The one that is exhausted decides, else the one with the least left.
+    both have hours left, and every strict group's; of the other groups' (:func:`asked`) the one with the most
+    left counts.  The one that is exhausted decides, else the one with the least left.
     """
     must = [
         _stand(scope, limit, used, now)
         for scope, limit in ((POOL, limits.get(POOL, NO_LIMIT)), (f"user:{user}", user_limit(user, limits)))
         if limit.gpu_hours is not None
     ]
-    named = groups_with("gpu_hours", groups, limits)
+    named = asked(groups, limits)
     of_groups = [_stand(f"group:{name}", limit, used, now) for name, limit in named]
     must += [item for item, (_, limit) in zip(of_groups, named, strict=True) if limit.strict]
     if of_groups:

@@ -6,15 +6,13 @@ once, in order of arrival, and each then is admitted with what the others' claim
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
-from ..model import Limit
-from .admission import Admission, Usage, admit
+from .admission import Admission
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
+class Asking(NamedTuple):
     """A waiting request, as far as limits depend on it."""
 
     lease: str
@@ -23,44 +21,45 @@ class Asking:
     gpus: float
 
 
+Admit = Callable[[Asking, Mapping[str, float]], Admission]
+"""What the limits say of a request at this moment, where its groups are guaranteed so much.
+
+That is :func:`~.admission.admit` with the usage of this moment; a change of usage is the caller's to know of.
+"""
+
+
 class Claims:
     """Who claims what of which share, kept up while the queue is served.
 
-    ``asked`` are all waiting requests in order of arrival, the other arguments those of
-    :func:`~.admission.admit`.  Changes of ``usage`` are the caller's to make and to pass on.
+    ``asked`` are all waiting requests in order of arrival, ``guaranteed`` what :func:`~.limits.guarantees` says.
     """
 
-    def __init__(
-        self,
-        asked: Iterable[Asking],
-        usage: Mapping[str, Usage],
-        limits: Mapping[str, Limit],
-        guaranteed: Mapping[str, float],
-    ) -> None:
-        self._limits, self._guaranteed = limits, guaranteed
+    def __init__(self, asked: Iterable[Asking], guaranteed: Mapping[str, float], admit: Admit) -> None:
+        self._guaranteed, self._admit = guaranteed, admit
         self._claimed: dict[str, float] = {}
         self._own: dict[str, tuple[str, float]] = {}
         self.admissions: dict[str, Admission] = {}
         """By lease: what was said of each when the claims were dealt out."""
         for item in asked:
-            said = self.admissions[item.lease] = self.admit(item, usage)
+            said = self.admissions[item.lease] = self.admit(item)
             if said.own:
                 self._own[item.lease] = (said.group, item.gpus)
                 self._claimed[said.group] = self._claimed.get(said.group, 0.0) + item.gpus
 
-    def admit(self, item: Asking, usage: Mapping[str, Usage]) -> Admission:
+    def admit(self, item: Asking) -> Admission:
         """Admit a request, leaving to all others what they claim."""
-        left = self._guaranteed
-        if self._claimed:
-            group, gpus = self._own.get(item.lease, ("", 0.0))
-            left = {
-                name: share - self._claimed.get(name, 0.0) + (gpus if name == group else 0.0)
-                for name, share in left.items()
-            }
-        return admit(item.user, item.groups, item.gpus, usage, self._limits, left)
+        left = {}
+        for name in item.groups:
+            share = self._guaranteed.get(name)
+            if share is not None:
+                left[name] = share - self._claimed.get(name, 0.0)
+        mine = self._own.get(item.lease)
+        if mine is not None:
+            left[mine[0]] += mine[1]
+        return self._admit(item, left)
 
     def granted(self, lease: str) -> None:
-        """Note that a request holds what it claimed: from now on ``usage`` counts it."""
+        """Note that a request holds what it claimed: from now on the usage counts it."""
         group, gpus = self._own.pop(lease, ("", 0.0))
         if group:
             self._claimed[group] -= gpus

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import and_, bindparam, case, func, literal, or_, select
@@ -58,7 +59,7 @@ class UsageReader:
             for owner, count, gpus in self._run(_usage_of_owners):
                 self._held.setdefault(("owner", owner), (int(count), float(gpus)))
 
-    def of(self, owner: str, user: str, groups: Sequence[str]) -> dict[str, fairness.Usage]:
+    def of(self, owner: str, user: str, groups: Collection[str]) -> dict[str, fairness.Usage]:
         """What the pool, this user and these groups hold, as far as a limit or a share asks for it."""
         found = {}
         if fairness.POOL in self._rules.limits:
@@ -166,18 +167,10 @@ def _budget_of(scope: str, rules: Rules) -> Limit:
 def _charged(row: Any, rules: Rules) -> list[str]:
     """The scopes with a budget that a lease counts against.
 
-    Of the groups that is the one it was charged to; where that one has no budget, the person's group with the
-    largest; and every strict one.
+    Of the groups those that :func:`fairness.pays` says.
     """
     limits = rules.limits
-    groups = {name: limits.get(f"group:{name}", _NONE) for name in {row.group, *rows.load(row.groups)} - {""}}
-    budgets = {name: limit for name, limit in groups.items() if limit.gpu_hours is not None}
-    named = {name for name, limit in budgets.items() if limit.strict}
-    if row.group in budgets:
-        named.add(row.group)
-    elif budgets:
-        named.add(max(budgets, key=lambda name: (budgets[name].gpu_hours or 0.0, name)))
-    found = [f"group:{name}" for name in named]
+    found = [f"group:{name}" for name in fairness.pays(row.group, rows.load(row.groups), limits)]
     if limits.get(fairness.POOL, _NONE).gpu_hours is not None:
         found.append(fairness.POOL)
     if row.name is not None and fairness.user_limit(row.name, limits).gpu_hours is not None:
@@ -193,22 +186,33 @@ class Budgets:
 
     def __init__(self, run: Run, now: float, rules: Rules) -> None:
         self._run, self._now, self._rules = run, now, rules
-        self._used: dict[str, Any] | None = None
+        self._made_of: dict[str, list[fairness.Span]] = {}
         self._known: dict[tuple[str, tuple[str, ...]], fairness.Budget] = {}
 
-    def of(self, user: str, groups: Sequence[str]) -> fairness.Budget:
+    @cached_property
+    def _used(self) -> dict[str, float]:
+        return hours_used(self._run, self._now, self._rules) if self._rules.hours else {}
+
+    def of(self, user: str, groups: Collection[str]) -> fairness.Budget:
         """The budget that decides for a person; one without bounds where nobody limits."""
         if not self._rules.hours:
             return fairness.Budget()
-        key = user, tuple(groups)
+        key = user if self._rules.own_hours(user) else "", tuple(groups)
         if key not in self._known:
             self._known[key] = self._stand(user, groups)
         return self._known[key]
 
-    def _stand(self, user: str, groups: Sequence[str]) -> fairness.Budget:
-        if self._used is None:
-            self._used = dict(hours_used(self._run, self._now, self._rules))
-        used: Any = self._used
+    @cached_property
+    def left(self) -> dict[str, float]:
+        """GPU-hours left by group, of those that have a budget."""
+        return {
+            scope[6:]: limit.gpu_hours - self._used.get(scope, 0.0)
+            for scope, limit in self._rules.limits.items()
+            if limit.gpu_hours is not None and scope.startswith("group:")
+        }
+
+    def _stand(self, user: str, groups: Collection[str]) -> fairness.Budget:
+        used: dict[str, Any] = {**self._used, **self._made_of}
         found = fairness.budget(user, groups, used, self._rules.limits, self._now)
         if found.state is not fairness.BudgetState.EXHAUSTED:
             return found
@@ -216,10 +220,10 @@ class Budgets:
             limit = _budget_of(scope, self._rules) if scope in used else None
             if (
                 limit is not None
-                and isinstance(used[scope], float)
+                and scope not in self._made_of
                 and used[scope] >= (limit.gpu_hours or 0) - 1e-9
             ):
-                used[scope] = self._spans(scope, limit.window)
+                used[scope] = self._made_of[scope] = self._spans(scope, limit.window)
         return fairness.budget(user, groups, used, self._rules.limits, self._now)
 
     def _spans(self, scope: str, window: float) -> list[fairness.Span]:

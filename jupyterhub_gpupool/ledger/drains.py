@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import select, update
 
 from ..errors import Rejected
+from ..model import Device, Terms
 from . import schema as t
 from .store import Transaction
 from .text import sentence
@@ -19,8 +21,29 @@ LATEST = 10 * 365 * 86400.0
 """Seconds ahead that a drain may be planned for."""
 
 
+def planned(devices: Sequence[Device], now: float) -> dict[str, float]:
+    """The devices that will be drained and could be granted until then: when."""
+    return {
+        device.id: device.drain_at
+        for device in devices
+        if device.drained and device.drain_at is not None and device.drain_at > now
+    }
+
+
+def ends_at(now: float, terms: Terms) -> float:
+    """When a session that starts now has ended for sure by its age; inf: nobody knows."""
+    return now + terms.max_age if terms.max_age else math.inf
+
+
+def lent(devices: Sequence[Device], open_still: Collection[str]) -> tuple[Device, ...]:
+    """The devices as they are for a session that has ended before these are drained."""
+    return tuple(
+        replace(device, drained=device.drained and device.id not in open_still) for device in devices
+    )
+
+
 def drain(tx: Transaction, device: str | None, at: float | None, actor: str, why: str) -> tuple[str, ...]:
-    """Let nothing new be granted on a device from now on, and its sessions end at ``at`` (None: now) or later.
+    """Let nothing more be granted on a device that could outlast ``at`` (None: now), and its sessions end then.
 
     ``device`` None is every GPU that there is now.  Returns their ids.  Raises Rejected (``no-device``, 404) for
     one that is not known, and (``bad-time``, 400) for a time that no drain can have.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +16,14 @@ from sqlalchemy import Connection, bindparam, func, select, update
 
 from .. import fairness, idleness, placement
 from ..errors import Rejected
-from ..model import Device, Kind, Slice, State, Terms, Wish, plain, session_name
+from ..model import Device, Kind, Slice, State, Wish, plain, session_name
 from . import rows
 from . import schema as t
-from .counts import Budgets, Past
+from .counts import Past
 from .rules import Rules, in_force
 from .store import Transaction
-from .transitions import check, claim, move, set_columns
-from .turns import Line, Policy
+from .transitions import check, claim, move
+from .turns import Line, Policy, waiting
 
 
 class Grants:
@@ -33,11 +33,12 @@ class Grants:
         self.policy = policy
         self.past = Past(policy.half_life)
         self._devices: tuple[int, tuple[Device, ...]] = (-1, ())
+        self._lent: dict[frozenset[str], Sequence[Device]] = {}
         self._rules: tuple[int, Rules] = (-1, Rules.of({}))
 
     def forget(self) -> None:
         """Read devices and limits again at the next use."""
-        self._devices, self._rules = (-1, ()), (-1, Rules.of({}))
+        self._devices, self._lent, self._rules = (-1, ()), {}, (-1, Rules.of({}))
 
     def devices(self, conn: Connection, inventory: int) -> tuple[Device, ...]:
         """All devices, read again only when the inventory's number has changed."""
@@ -45,7 +46,7 @@ class Grants:
         if number != inventory:
             query = select(t.devices).order_by(t.devices.c.node, t.devices.c.idx)
             known = tuple(rows.device(row) for row in conn.execute(query))
-            self._devices = inventory, known
+            self._devices, self._lent = (inventory, known), {}
         return known
 
     def rules(self, conn: Connection, version: int) -> Rules:
@@ -59,7 +60,7 @@ class Grants:
     def line(self, conn: Connection, now: float, inventory: int, limits_version: int) -> Line:
         """The queue as it stands in a transaction."""
         rules, devices = self.rules(conn, limits_version), self.devices(conn, inventory)
-        return Line(conn.execute, now, self.policy, rules, devices, self.past)
+        return Line(conn.execute, now, self.policy, rules, devices, self._lent, self.past)
 
     def serve(self, tx: Transaction) -> list[str]:
         """Grant whatever can be granted now, in order; returns the leases that were."""
@@ -72,43 +73,22 @@ class Grants:
         if room <= 0 or State.QUEUED not in counted:
             return []  # before the queue is read: it may be long
         served = _Round(tx, self)
-        waiting: Iterable[Any] = self._waiting(tx)
-        if not served.line.by_arrival:
-            waiting = [turn.row for turn in served.line.turns(waiting)]
-        return served.run(waiting, room)
-
-    def _waiting(self, tx: Transaction) -> Iterator[Any]:
-        """The queue as it came in, read in parts: of a long one mostly the head is all that is looked at."""
-        since, after = tx.now - self.policy.beat_age, 0
-        while part := tx.run(_waiting, {"since": since, "after": after, "count": AT_ONCE}).all():
-            yield from part
-            after = part[-1].ticket
+        if served.line.by_arrival:
+            return served.run(waiting(tx.run, tx.now, self.policy), room)
+        arrived = waiting(tx.run, tx.now, self.policy, ALL)
+        return served.run((turn.row for turn in served.line.turns(arrived)), room)
 
 
-AT_ONCE = 50
-"""Requests read at once; a ticket is given once, so the next part begins behind the last one's."""
+ALL = 10_000
+"""Requests read at once where the order is not that of arrival, so that all are looked at anyway."""
 
-_named = (
-    "id", "ticket", "owner", "user", "state", "step", "profile", "wish", "terms", "groups", "reason", "requested_at",
-)  # fmt: skip
-_waiting = (
-    select(*(t.leases.c[name] for name in _named))
-    .join(t.hubs, t.hubs.c.name == t.leases.c.hub)
-    .where(
-        t.leases.c.state == State.QUEUED.value,
-        t.leases.c.left_at.is_(None),
-        t.hubs.c.beat_at >= bindparam("since"),
-        t.leases.c.ticket > bindparam("after"),
-    )
-    .order_by(t.leases.c.ticket)
-    .limit(bindparam("count"))
-)
 _counts = (
     select(t.leases.c.state, func.count())
     .where(t.leases.c.state.in_([State.QUEUED.value, State.STARTING.value]))
     .group_by(t.leases.c.state)
 )
 _set_epoch = update(t.pool)
+_set_reason = update(t.leases).where(t.leases.c.id == bindparam("key")).values(reason=bindparam("why"))
 _used = select(t.devices.c.id, t.devices.c.used).where(t.devices.c.used > 0)
 _taken = (
     select(t.slices.c.instance)
@@ -139,13 +119,13 @@ class _Round:
         self.line = grants.line(tx.conn, tx.now, tx.inventory, tx.limits_version)
         self.rules = grants.rules(tx.conn, tx.limits_version)
         self.devices = grants.devices(tx.conn, tx.inventory)
-        self.budgets = Budgets(tx.run, tx.now, self.rules)
         self.occupancy = self._occupancy()
         self.reserved = placement.Reserved()
         self.headless = True  # nobody before has to wait for what he does not own
         self.kept = False  # the pool's cap keeps somebody from a share: nobody may take more of it
-        self.hopeless: set[str] = set()  # wishes found not to fit
+        self.hopeless: set[tuple[str, int]] = set()  # wishes found not to fit, and on which devices
         self.holders: Mapping[str, Sequence[placement.Holding]] | None = None
+        self.said: list[dict[str, str]] = []  # why those wait who were told another reason before
         self.epoch = tx.epoch
 
     def _occupancy(self) -> placement.Occupancy:
@@ -160,68 +140,60 @@ class _Round:
                 break
             if self._serve(row):
                 granted.append(row.id)
+        if self.said:
+            self.tx.run(_set_reason, self.said)
         if self.epoch != self.tx.epoch:
             self.tx.run(_set_epoch, {"epoch": self.epoch})
         return granted
 
     def _serve(self, row: Any) -> bool:
-        shared = bool(self.line.guaranteed)
-        if row.wish in self.hopeless and not shared:
+        devices = self.line.devices(row)
+        tried, shared = (row.wish, id(devices)), bool(self.line.guaranteed)
+        if tried in self.hopeless and not shared:
             self._say(row, "")
             return False
         wish, least = self.line.wish(row.wish)
-        groups = self.line.groups(row.groups)
-        admitted = self.line.admit(row, groups, least)
-        why = self._barred(row, groups, least, admitted)
-        if why is None and row.wish in self.hopeless and not admitted.own:
+        admitted = self.line.admit(row)
+        why = self._barred(least, admitted)
+        if why is None and tried in self.hopeless and not admitted.own:
             why = ""
         if why is not None:
             self._say(row, why)
             return False
-        placed = placement.choose(wish, self.devices, self.occupancy, self.reserved, room=admitted.room)
+        placed = placement.choose(wish, devices, self.occupancy, self.reserved, room=admitted.room)
         if placed is None:
-            self._blocked(row, wish, admitted)
+            self._blocked(row, wish, devices, admitted.own)
             return False
-        self._grant(row, groups, placed, admitted.group)
+        self._grant(row, placed, admitted.group)
         return True
 
-    def _barred(
-        self, row: Any, groups: Sequence[str], least: float, admitted: fairness.Admission
-    ) -> str | None:
-        """Why limits, rights or budgets do not let this be granted now; None: they do."""
+    def _barred(self, least: float, admitted: fairness.Admission) -> str | None:
+        """Why this may not be granted now; None: it may."""
         if not admitted.allowed:
             self.kept = self.kept or admitted.own
             return admitted.why
         if self.kept and least and not admitted.own:
             return "the rest of the pool is guaranteed to others who wait"
-        if self.rules.profiles and not fairness.profiles(row.user, groups, self.rules.limits).allows(
-            row.profile
-        ):
-            return "the limits in force no longer allow you this profile"
-        if self.rules.hours and least:
-            budget = self.budgets.of(row.user, groups)
-            if budget.state is fairness.BudgetState.EXHAUSTED:
-                return budget.message
         return None
 
-    def _blocked(self, row: Any, wish: Wish, admitted: fairness.Admission) -> None:
+    def _blocked(self, row: Any, wish: Wish, devices: Sequence[Device], own: bool) -> None:
         """What is free does not serve the wish: who is first, or waits for what is his own, keeps it free."""
-        if placement.choose(wish, self.devices, self.occupancy, self.reserved) is not None:
+        if placement.choose(wish, devices, self.occupancy, self.reserved) is not None:
             self._say(row, "what is free would take more than your limit has left")
             return
         if self._never(row, wish):
             return
-        self.hopeless.add(row.wish)
-        if self.headless or admitted.own:
-            self.headless = self.headless and admitted.own
-            self._reserve(wish)
+        self.hopeless.add((row.wish, id(devices)))
+        if self.headless or own:
+            self.headless = self.headless and own
+            self._reserve(wish, devices)
         self._say(row, "")
 
-    def _reserve(self, wish: Wish) -> None:
+    def _reserve(self, wish: Wish, devices: Sequence[Device]) -> None:
         """Keep what would serve the wish soonest, beside what is kept already."""
         if self.holders is None:
             self.holders = self._holders()
-        kept, devices, occupancy, holders = self.reserved, self.devices, self.occupancy, self.holders
+        kept, occupancy, holders = self.reserved, self.occupancy, self.holders
         if kept.devices or kept.instances:
             # A list: what placement works out for a tuple it remembers, and this one is gone in a moment.
             free = [device for device in devices if device.id not in kept.devices]
@@ -247,24 +219,14 @@ class _Round:
 
     def _say(self, row: Any, why: str) -> None:
         if row.reason != why:
-            set_columns(self.tx, row.id, reason=why)
+            self.said.append({"key": row.id, "why": why})
 
-    def _terms(self, row: Any, groups: Sequence[str]) -> tuple[Terms, dict[str, str]]:
-        """The terms that the lease gets, and the column for them where a limit has changed them."""
-        terms = rows.terms(row.terms)
-        if not self.rules.ages:
-            return terms, {}
-        age = fairness.max_age(row.user, groups, self.rules.limits, terms.max_age).seconds
-        if age == terms.max_age:
-            return terms, {}
-        terms = replace(terms, max_age=age)
-        return terms, {"terms": rows.dump(plain(terms))}
-
-    def _grant(self, row: Any, groups: Sequence[str], placed: Sequence[placement.Placed], group: str) -> None:
+    def _grant(self, row: Any, placed: Sequence[placement.Placed], group: str) -> None:
         tx = self.tx
         self.epoch += 1
         size = sum(item.cells / item.device.cells for item in placed)
-        terms, changed = self._terms(row, groups)
+        terms = self.line.terms(row)
+        changed = {"terms": rows.dump(plain(terms))} if self.rules.ages else {}
         move(
             tx,
             row,
@@ -282,7 +244,7 @@ class _Round:
         )
         claim(tx, row.id, tuple(self._slice(item) for item in placed))
         check(tx, row.id)
-        self.line.usage.add(row.owner, groups, group, size)
+        self.line.granted(row, group, size)
         used = dict(self.occupancy.used)
         for item in placed:
             used[item.device.id] = used.get(item.device.id, 0) + item.cells

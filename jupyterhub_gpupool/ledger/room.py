@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, select
 
 from .. import fairness, idleness, placement
-from ..model import Device, Lease, State, When
+from ..model import Lease, State, When
 from . import rows
 from . import schema as t
 from .counts import Budgets
-from .grants import Grants
-from .turns import Line, Turn
+from .grants import ALL, Grants
+from .turns import Line, Turn, waiting
 
 AHEAD = 3
 """Requests at the head of the queue for which idle slices are taken back."""
@@ -38,20 +38,21 @@ def wanted(conn: Connection, now: float, grants: Grants) -> Wanted:
     """Look at everybody who waits and everybody who holds; nothing is read that no rule asks for."""
     pool = conn.execute(select(t.pool)).one()
     rules = grants.rules(conn, pool.limits_version)
-    waiting = conn.execute(_queued).all() if pool.settled_at is not None else []
-    if not waiting and not rules.hours:
+    # Whose hub is away is not granted anything: nobody makes room for them.
+    queue = list(waiting(conn.execute, now, grants.policy, ALL)) if pool.settled_at is not None else []
+    if not queue and not rules.hours:
         return Wanted()
     held = rows.with_slices(conn, conn.execute(_held).all())
     budgets = _budgets(Budgets(conn.execute, now, rules), held) if rules.hours else {}
     line = grants.line(conn, now, pool.inventory, pool.limits_version)
     claimable = bool(line.guaranteed)
     takeable = any(_may_be_wanted(lease) for lease in held)
-    if not waiting or not (claimable or takeable):
+    if not queue or not (claimable or takeable):
         return Wanted(budgets=budgets)
-    turns = line.turns(waiting)
+    turns = line.turns(queue)
     devices = grants.devices(conn, pool.inventory)
     cap = rules.limits[fairness.POOL].gpus if fairness.POOL in rules.limits else None
-    fits = _Fits(devices, held, turns, math.inf if cap is None else cap)
+    fits = _Fits(line, held, turns, math.inf if cap is None else cap)
     facts = [fairness.Held.of(lease) for lease in held]
     room = fairness.Room()
     if claimable:
@@ -69,7 +70,6 @@ def wanted(conn: Connection, now: float, grants: Grants) -> Wanted:
     )
 
 
-_queued = select(t.leases).where(t.leases.c.state == State.QUEUED.value).order_by(t.leases.c.ticket)
 _held = select(t.leases).where(t.leases.c.held == 1)
 
 
@@ -102,12 +102,10 @@ def _idle_ones(
 class _Fits:
     """Whether requests would fit if some leases were gone; what is stopping counts as gone."""
 
-    def __init__(
-        self, devices: Sequence[Device], held: Sequence[Lease], turns: Sequence[Turn], cap: float
-    ) -> None:
-        self._devices = devices
+    def __init__(self, line: Line, held: Sequence[Lease], turns: Sequence[Turn], cap: float) -> None:
+        self._line = line
         self._held = [lease for lease in held if lease.state is not State.STOPPING]
-        self._wishes = {turn.queued.lease: turn.wish for turn in turns}
+        self._turns = {turn.queued.lease: turn for turn in turns}
         self._cap = cap
 
     def __call__(self, wants: Sequence[fairness.Queued], gone: frozenset[str]) -> bool:
@@ -122,7 +120,8 @@ class _Fits:
                     taken |= {item.instance} - {""}
         for want in wants:
             occupancy = placement.Occupancy(used, taken)
-            placed = placement.choose(self._wishes[want.lease], self._devices, occupancy)
+            turn = self._turns[want.lease]
+            placed = placement.choose(turn.wish, self._line.devices(turn.row), occupancy)
             total += want.gpus
             if placed is None or total > self._cap + 1e-9:
                 return False

@@ -64,6 +64,10 @@ class Rules:
             strict=frozenset(scope[6:] for scope, limit in limits.items() if limit.strict),
         )
 
+    def own_hours(self, user: str) -> bool:
+        """Whether a budget is this person's own."""
+        return fairness.user_limit(user, self.limits).gpu_hours is not None
+
     def guaranteed(self, now: float) -> dict[str, float]:
         """GPU-equivalents that are guaranteed to each group now."""
         return fairness.guarantees(self.limits, now) if self.shares else {}

@@ -5,15 +5,18 @@ The same for who grants and for who only looks: what a page shows as the next is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
+
+from sqlalchemy import bindparam, select
 
 from .. import fairness, placement
 from ..fairness.orders import HALF_LIFE
-from ..model import Device, Limit, Wish
-from . import rows
-from .counts import Past, Run, UsageReader
+from ..model import Device, Limit, State, Terms, Wish
+from . import drains, rows
+from . import schema as t
+from .counts import Budgets, Past, Run, UsageReader
 from .rules import Rules
 
 
@@ -39,32 +42,81 @@ class Policy:
     """Seconds after which used GPU-hours weigh half as much in the order ``fair``."""
 
 
+AT_ONCE = 50
+"""Requests read at once; a ticket is given once, so the next part begins behind the last one's."""
+
+_named = (
+    "id", "ticket", "owner", "user", "state", "step", "profile", "wish", "terms", "groups", "reason", "requested_at",
+)  # fmt: skip
+_waiting = (
+    select(*(t.leases.c[name] for name in _named))
+    .join(t.hubs, t.hubs.c.name == t.leases.c.hub)
+    .where(
+        t.leases.c.state == State.QUEUED.value,
+        t.leases.c.left_at.is_(None),
+        t.hubs.c.beat_at >= bindparam("since"),
+        t.leases.c.ticket > bindparam("after"),
+    )
+    .order_by(t.leases.c.ticket)
+    .limit(bindparam("count"))
+)
+
+
+def waiting(run: Run, now: float, policy: Policy, at_once: int = AT_ONCE) -> Iterator[Any]:
+    """Whoever can be granted something, as they came in, read in parts: mostly the head is all that is looked at."""
+    since, after = now - policy.beat_age, 0
+    while part := run(_waiting, {"since": since, "after": after, "count": at_once}).all():
+        yield from part
+        after = part[-1].ticket
+
+
 class Turn(NamedTuple):
     """A request in its place."""
 
     row: Any
     wish: Wish
-    groups: tuple[str, ...]
     queued: fairness.Queued
     allowed: bool
-    """Whether the limits would let it be granted now."""
+    """Whether limits, rights and budgets would let it be granted now."""
+
+
+class _Asked(NamedTuple):
+    """A request as it was read, and who is like it: limits say the same of all of a kind who hold as much."""
+
+    row: Any
+    asking: fairness.Asking
+    kind: int
 
 
 class Line:
     """The queue at one moment, inside one transaction."""
 
     def __init__(
-        self, run: Run, now: float, policy: Policy, rules: Rules, devices: Sequence[Device], past: Past
+        self,
+        run: Run,
+        now: float,
+        policy: Policy,
+        rules: Rules,
+        devices: Sequence[Device],
+        lent: dict[frozenset[str], Sequence[Device]],
+        past: Past,
     ) -> None:
         self._run, self._now, self._policy, self._rules = run, now, policy, rules
-        self._devices, self._past = devices, past
+        self._devices, self._lent, self._past = devices, lent, past
+        self._drains = drains.planned(devices, now)
         self.guaranteed = rules.guaranteed(now)
         self.usage = UsageReader(run, rules, self.guaranteed)
+        self._budgets = Budgets(run, now, rules)
         self._wishes: dict[str, tuple[Wish, float]] = {}
         self._groups: dict[str, tuple[str, ...]] = {}
-        self._admitted: dict[tuple[str, tuple[int, float], str, float], fairness.Admission] = {}
-        self._admitted_at = 0
+        self._terms: dict[str, Terms] = {}
+        self._asked: dict[str, _Asked] = {}
+        self._kinds: dict[tuple[str, ...], int] = {}
+        self._claims: fairness.Claims | None = None
+        self._said: dict[tuple[Any, ...], fairness.Admission] = {}
+        self._said_at = 0
         self._levels: dict[tuple[str, str], int] = {}
+        self._names: dict[str, str] = {}
 
     @property
     def by_arrival(self) -> bool:
@@ -84,45 +136,109 @@ class Line:
             self._groups[text] = tuple(rows.load(text))
         return self._groups[text]
 
-    def admit(self, row: Any, groups: Sequence[str], gpus: float) -> fairness.Admission:
-        """What the limits say of a request at this moment of the round.
+    def terms(self, row: Any) -> Terms:
+        """The terms that a request gets with its grant: the limits may allow it less age than its profile."""
+        if row.terms not in self._terms:
+            self._terms[row.terms] = rows.terms(row.terms)
+        terms = self._terms[row.terms]
+        if self._rules.ages:
+            groups = self.groups(row.groups)
+            age = fairness.max_age(row.user, groups, self._rules.limits, terms.max_age).seconds
+            terms = terms if age == terms.max_age else replace(terms, max_age=age)
+        return terms
 
-        The same for everybody who has no limit of their own, the same groups, and holds as much.
-        """
-        if self._admitted_at != self.usage.changes:
-            self._admitted, self._admitted_at = {}, self.usage.changes
-        own, holds = f"user:{row.user}", self.usage.of_owner(row.owner)
-        named = row.user if own in self._rules.limits else ""
-        key = named, holds, row.groups, gpus
-        if key not in self._admitted:
-            usage = self.usage.of(row.owner, row.user, groups)
-            self._admitted[key] = fairness.admit(
-                row.user, groups, gpus, usage, self._rules.limits, self.guaranteed
+    def devices(self, row: Any) -> Sequence[Device]:
+        """The devices for a request: of those that will be drained, those that it has left by then."""
+        if not self._drains:
+            return self._devices
+        ends_at = drains.ends_at(self._now, self.terms(row))
+        open_still = frozenset(key for key, at in self._drains.items() if ends_at <= at)
+        if open_still and open_still not in self._lent:
+            self._lent[open_still] = drains.lent(self._devices, open_still)
+        return self._lent[open_still] if open_still else self._devices
+
+    # --- what the limits say ---
+
+    def admit(self, row: Any) -> fairness.Admission:
+        """What limits, rights and budgets say of a request at this moment of the round."""
+        asking = self._asking(row)
+        return self._admit(asking, {}) if self._claims is None else self._claims.admit(asking)
+
+    def granted(self, row: Any, group: str, gpus: float) -> None:
+        """Count a lease that was granted in this round."""
+        self.usage.add(row.owner, self.groups(row.groups), group, gpus)
+        if self._claims is not None:
+            self._claims.granted(row.id)
+
+    def _asking(self, row: Any) -> fairness.Asking:
+        known = self._asked.get(row.id)
+        if known is None:
+            groups, wish = row.groups, row.wish
+            asking = fairness.Asking(row.id, row.user, self.groups(groups), self.wish(wish)[1])
+            kind = self._named(row.user), groups, wish, row.profile if self._rules.profiles else ""
+            known = _Asked(row, asking, self._kinds.setdefault(kind, len(self._kinds)))
+            self._asked[row.id] = known
+        return known.asking
+
+    def _named(self, user: str) -> str:
+        """Whose limits or budget are their own is like nobody else."""
+        if user not in self._names:
+            own = f"user:{user}" in self._rules.limits
+            self._names[user] = user if own or (self._rules.hours and self._rules.own_hours(user)) else ""
+        return self._names[user]
+
+    def _admit(self, item: fairness.Asking, left: Mapping[str, float]) -> fairness.Admission:
+        if self._said_at != self.usage.changes:
+            self._said, self._said_at = {}, self.usage.changes
+        row, _, kind = self._asked[item.lease]
+        key = kind, self.usage.of_owner(row.owner), *left.values()
+        found = self._said.get(key)
+        if found is None:
+            found = self._said[key] = self._work_out(item, row, left)
+        return found
+
+    def _work_out(self, item: fairness.Asking, row: Any, left: Mapping[str, float]) -> fairness.Admission:
+        limits, groups = self._rules.limits, item.groups
+        if self._rules.profiles and not fairness.profiles(row.user, groups, limits).allows(row.profile):
+            return fairness.Admission(
+                False, why="the limits in force no longer allow you this profile", room=0
             )
-        return self._admitted[key]
+        if item.gpus and self._rules.hours:
+            budget = self._budgets.of(row.user, groups)
+            if budget.state is fairness.BudgetState.EXHAUSTED:
+                return fairness.Admission(False, why=budget.message, room=0)
+        usage = self.usage.of(row.owner, row.user, groups)
+        return fairness.admit(row.user, groups, item.gpus, usage, limits, left, self._budgets.left)
 
-    def _level(self, row: Any, groups: Sequence[str]) -> int:
-        named = row.user if f"user:{row.user}" in self._rules.limits else ""
-        key = named, row.groups
+    def _level(self, row: Any) -> int:
+        key = self._named(row.user), row.groups
         if key not in self._levels:
-            self._levels[key] = fairness.priority(row.user, groups, self._rules.limits)
+            self._levels[key] = fairness.priority(row.user, self.groups(row.groups), self._rules.limits)
         return self._levels[key]
 
-    def turns(self, waiting: Iterable[Any]) -> list[Turn]:
-        """The requests in the order of the policy."""
-        found = {}
+    # --- the order ---
+
+    def turns(self, arrived: Iterable[Any]) -> list[Turn]:
+        """The requests, given in order of arrival, in the order of the policy; claims are dealt out among them."""
         self.usage.read_owners()
-        for row in waiting:
-            wish, gpus = self.wish(row.wish)
-            groups = self.groups(row.groups)
-            said = self.admit(row, groups, gpus)
-            level = self._level(row, groups)
-            queued = fairness.Queued(
-                row.id, row.user, gpus, row.requested_at, row.ticket, said.group, level, said.own
-            )
-            found[row.id] = Turn(row, wish, groups, queued, said.allowed)
-        asked = [turn.queued for turn in found.values()]
-        return [found[item.lease] for item in fairness.order(self._policy.order, asked, self._context(asked))]
+        asked = [self._asking(row) for row in arrived]
+        said: Mapping[str, fairness.Admission]
+        if self.guaranteed:
+            self._claims = fairness.Claims(asked, self.guaranteed, self._admit)
+            said = self._claims.admissions
+        else:
+            said = {item.lease: self._admit(item, {}) for item in asked}
+        queued = [self._queued(item, said[item.lease]) for item in asked]
+        return [
+            Turn(row := self._asked[item.lease].row, self.wish(row.wish)[0], item, said[item.lease].allowed)
+            for item in fairness.order(self._policy.order, queued, self._context(queued))
+        ]
+
+    def _queued(self, item: fairness.Asking, said: fairness.Admission) -> fairness.Queued:
+        row = self._asked[item.lease].row
+        return fairness.Queued(
+            row.id, row.user, item.gpus, row.requested_at, row.ticket, said.group, self._level(row), said.own
+        )
 
     def _context(self, asked: Sequence[fairness.Queued]) -> fairness.Context:
         if self._policy.order != "fair" or not asked:

@@ -115,6 +115,47 @@ def test_who_is_within_a_share_comes_first_in_every_order(make: Make) -> None:
     assert drain_queue(ledger, held) == ["ada", "linus", "alan"]
 
 
+def test_two_requests_do_not_claim_one_share(make: Make) -> None:
+    """What is left of the share is the first one's; the second borrows, and waits behind who came before."""
+    ledger = make(Policy(limits={"group:vision": Limit(guaranteed_gpus=1)}), (gpu(0), gpu(1)))
+    held = [run(ledger, user, WHOLE) for user in ("eve", "mallory")]
+    wait(ledger, "linus")
+    wait(ledger, "ada", "grace", groups=("vision",))
+    assert [lease.user for lease in ledger.snapshot().queue] == ["ada", "linus", "grace"]
+    end(ledger, held[0])
+    end(ledger, held[1])
+    assert {lease.user: lease.group for lease in held_by(ledger)} == {"ada": "vision", "linus": ""}
+    (last,) = ledger.snapshot().queue
+    assert last.user == "grace"
+
+
+def test_who_may_claim_either_share_leaves_the_other_ones_claim_alone(make: Make) -> None:
+    """Ada of both groups claims b, the only share that is left then; whoever is served first, it stays so."""
+    limits = {"group:a": Limit(guaranteed_gpus=1), "group:b": Limit(guaranteed_gpus=1)}
+    ledger = make(Policy(limits=limits), (gpu(0), gpu(1)))
+    held = [run(ledger, user, WHOLE) for user in ("eve", "mallory")]
+    wait(ledger, "grace", groups=("a",))
+    wait(ledger, "ada", groups=("a", "b"))
+    for lease in held:
+        end(ledger, lease)
+    assert {lease.user: lease.group for lease in held_by(ledger)} == {"grace": "a", "ada": "b"}
+
+
+def test_a_claim_that_cannot_be_granted_keeps_the_share_from_nobody(make: Make, clock: Clock) -> None:
+    """Grace has used up her hours: what she waits for is no claim, and her colleague has it."""
+    limits = {"group:a": Limit(guaranteed_gpus=1), "user:grace": Limit(gpu_hours=1)}
+    ledger = make(Policy(limits=limits, beat_age=math.inf), (gpu(0),))
+    held = run(ledger, "grace", WHOLE)
+    wait(ledger, "grace", groups=("a",), server="two")
+    wait(ledger, "linus")
+    wait(ledger, "ada", groups=("a",))
+    assert [lease.user for lease in ledger.snapshot().queue] == ["grace", "linus", "ada"]
+    clock.forward(HOUR)
+    assert [lease.user for lease in ledger.snapshot().queue] == ["ada", "grace", "linus"]
+    end(ledger, held)
+    assert [(lease.user, lease.group) for lease in held_by(ledger)] == [("ada", "a")]
+
+
 # --- expected waits ----------------------------------------------------------------------------------
 
 

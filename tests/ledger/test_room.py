@@ -122,6 +122,44 @@ def test_a_borrower_does_not_settle_on_what_a_claim_waits_for(bench: Make) -> No
     assert b.lease(late).state is State.QUEUED
 
 
+def test_one_share_is_claimed_once(bench: Make) -> None:
+    """Two wait for the one GPU that is left of the share: one session makes room, not two."""
+    b = bench(2, limits={"group:vision": {"guaranteed_gpus": 1}})
+    linus, alan = b.ask("linus"), b.ask("alan")
+    ada, grace = b.ask("ada", "vision"), b.ask("grace", "vision")
+    b.pass_time(12)
+    assert sorted(b.lease(lease).state for lease in (linus, alan)) == ["active", "closed"]
+    assert [b.lease(lease).state for lease in (ada, grace)] == ["active", "queued"]
+
+
+def test_nobody_makes_room_for_who_could_not_be_granted_it(bench: Make) -> None:
+    b = bench(1, limits={"group:vision": {"guaranteed_gpus": 1}, "user:ada": {"gpu_hours": 0.001}})
+    ada = b.ask("ada", "vision")
+    b.pass_time(2)  # her hours are used up
+    b.ledger.begin_stop(ada.id, actor="ada", reason="test")
+    b.ledger.close(ada.id, actor="ada")
+    b.ledger.set_limit("user:ada", {}, actor="admin")
+    linus, again = b.ask("linus"), b.ask("ada", "vision")
+    assert again.state is State.QUEUED
+    b.ledger.clear_limit("user:ada", actor="admin")
+    b.pass_time(3)
+    assert b.events(linus, "warn") == []
+
+
+def test_nobody_makes_room_for_who_has_left(bench: Make) -> None:
+    """A hub that is away is granted nothing; its places are kept, and nobody is ended for them."""
+    b = bench(1, limits={"group:vision": {"guaranteed_gpus": 1}})
+    linus = b.ask("linus")
+    b.ask("ada", "vision")
+    b.away = True
+    b.clock.forward(20)
+    b.pass_time(8)
+    assert b.events(linus, "warn") == []
+    b.away = False
+    b.pass_time(2)
+    assert b.lease(linus).warned_for == "share"
+
+
 def test_modes_observe_and_warn_end_nobody(bench: Make) -> None:
     b = bench(1, limits={"group:vision": {"guaranteed_gpus": 1}}, mode="observe")
     linus = b.ask("linus")

@@ -24,6 +24,7 @@ from jupyterhub_gpupool.fairness import (
     Room,
     Span,
     Usage,
+    admit,
     decayed,
     guarantees,
     make_room,
@@ -146,7 +147,10 @@ class Pool:
 
     def claims(self) -> Claims:
         asked = [self.asking(item) for item in self.waiting]
-        return Claims(asked, self.usage(), self.limits, guarantees(self.limits, self.now))
+        return Claims(asked, guarantees(self.limits, self.now), self.admit)
+
+    def admit(self, item: Asking, guaranteed: Mapping[str, float]) -> Admission:
+        return admit(item.user, item.groups, item.gpus, self.usage(), self.limits, guaranteed)
 
     def queue(self, claims: Claims) -> list[Asked]:
         """The requests in their order."""
@@ -180,7 +184,7 @@ class Pool:
         reserved, blocked, kept = placement.Reserved(), set[tuple[Wish, bool]](), False
         head, claims = True, self.claims()
         for item in self.queue(claims):
-            said = claims.admit(self.asking(item), self.usage())
+            said = claims.admit(self.asking(item))
             if not said.allowed:
                 kept = kept or said.own  # the pool's cap keeps it from its share: borrowers must not
                 continue

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyterhub_gpupool.errors import Unavailable
-from jupyterhub_gpupool.fairness import BudgetState, Span, budget, check_budget, hours_in, read_limits
+from jupyterhub_gpupool.fairness import (
+    BudgetState,
+    Span,
+    admit,
+    budget,
+    check_budget,
+    hours_in,
+    pays,
+    read_limits,
+)
 from jupyterhub_gpupool.fairness.budgets import again_at
 from jupyterhub_gpupool.fairness.words import span
 
@@ -62,6 +71,68 @@ def test_whose_budget_decides(
     assert found.left == pytest.approx(left)
     assert bool(found.message) == (found.state is not BudgetState.OK)
     assert found.again_at is None  # sums do not tell when they come back
+
+
+CHARGED = read_limits(
+    {
+        "group:a": {"gpu_hours": 20},
+        "group:b": {"gpu_hours": 5},
+        "group:s": {"gpu_hours": 4, "strict": True},
+        "group:caps": {"gpus": 1},
+        "group:both": {"gpus": 1, "gpu_hours": 8},
+        "group:lab": {"guaranteed_gpus": 1, "gpu_hours": 8},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("group", "groups", "paying"),
+    [
+        ("", [], []),
+        ("a", ["a", "b"], ["a"]),
+        ("a", ["a", "b", "s"], ["a", "s"]),
+        ("caps", ["a", "b", "caps"], ["a", "b"]),
+        ("", ["a", "b"], ["a", "b"]),
+        ("both", ["a", "both"], ["both"]),
+        ("caps", ["a", "both", "caps"], ["both"]),
+        ("caps", ["caps", "s"], ["s"]),
+        ("left", ["a"], ["a"]),
+        ("b", ["a"], ["b"]),  # it is no member any more
+    ],
+)
+def test_which_budgets_a_lease_counts_against(group: str, groups: list[str], paying: list[str]) -> None:
+    assert pays(group, groups, CHARGED) == paying
+
+
+def test_a_group_that_can_be_charged_first_decides_before_one_that_only_budgets() -> None:
+    for first in ("both", "lab"):
+        found = budget("ada", ["a", first], {f"group:{first}": 8.0}, CHARGED, NOW)
+        assert (found.state, found.scope) == ("exhausted", f"group:{first}")
+    assert budget("ada", ["a", "caps"], {}, CHARGED, NOW).scope == "group:a"
+
+
+names = st.sampled_from(["a", "b", "s", "caps", "both", "lab"])
+
+
+@given(st.lists(names, min_size=1, max_size=4, unique=True))
+def test_nobody_uses_more_hours_than_their_budgets_have(groups: list[str]) -> None:
+    """Hour after hour, one GPU: what a budget allows counts against it, so that it comes to an end."""
+    used: dict[str, float] = {}
+    guaranteed = {"lab": 1.0}
+    total = 0
+    limited = [name for name in groups if CHARGED[f"group:{name}"].gpu_hours is not None]
+    while budget("ada", groups, used, CHARGED, NOW).state is not BudgetState.EXHAUSTED:
+        left = {
+            name: (CHARGED[f"group:{name}"].gpu_hours or 0) - used.get(f"group:{name}", 0) for name in limited
+        }
+        said = admit("ada", groups, 1, {}, CHARGED, guaranteed, left)
+        assert said.allowed
+        for name in pays(said.group, groups, CHARGED):
+            used[f"group:{name}"] = used.get(f"group:{name}", 0) + 1
+        total += 1
+        if not limited:
+            return
+        assert total <= sum(CHARGED[f"group:{name}"].gpu_hours or 0 for name in limited)
 
 
 def test_nobody_limits() -> None:

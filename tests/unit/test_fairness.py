@@ -299,7 +299,7 @@ def test_who_may_ask(user: str, groups: list[str], queued: dict[str, int], says:
     [
         ([], 1, {}, Admission(True, room=3)),
         (["unlisted"], 1, {}, Admission(True, room=3)),
-        (["talkers"], 1, {}, Admission(True, room=3)),
+        (["talkers"], 1, {}, Admission(True, "talkers", room=3)),  # it decides nothing, and is charged
         (["vision"], 1, {}, Admission(True, "vision", room=2, decided="vision")),
         (["audio", "vision"], 1, {}, Admission(True, "vision", room=2, decided="vision")),
         (
@@ -332,6 +332,44 @@ def test_who_may_ask(user: str, groups: list[str], queued: dict[str, int], says:
 )
 def test_admission(groups: list[str], gpus: float, usage: dict[str, Usage], expected: Admission) -> None:
     assert admit("ada", groups, gpus, usage, LIMITS) == expected
+
+
+PAYING = read_limits(
+    {
+        "group:hours": {"gpu_hours": 10},
+        "group:more": {"gpu_hours": 20},
+        "group:high": {"priority": 50},
+        "group:low": {"max_age": 60},
+        "group:caps": {"gpus": 4, "gpu_hours": 5},
+        "group:small": {"gpus": 1, "gpu_hours": 5},
+        "group:free": {"gpus": 2},
+        "group:lab": {"guaranteed_gpus": 2, "gpu_hours": 5},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("groups", "hours", "expected"),
+    [
+        (["hours"], {}, Admission(True, "hours", decided="hours")),
+        (["more", "hours"], {}, Admission(True, "hours", decided="hours")),
+        (["hours", "more"], {"hours": 3.0, "more": 4.0}, Admission(True, "more", decided="more")),
+        (["hours", "more"], {"hours": 3.0, "more": 0.0}, Admission(True, "hours", decided="hours")),
+        (["low", "high"], {}, Admission(True, "high")),
+        (["low", "hours"], {"hours": 1.0}, Admission(True, "hours", decided="hours")),
+        (["hours", "free"], {"hours": 1.0}, Admission(True, "free", room=2, decided="free")),
+        (["caps", "small"], {"caps": 1.0, "small": 5.0}, Admission(True, "caps", room=4, decided="caps")),
+        (["caps", "small"], {"caps": 0.0, "small": 5.0}, Admission(True, "small", room=1, decided="small")),
+        (["caps", "hours"], {"caps": 0.0, "hours": 5.0}, no("group caps has no GPU-hours left")),
+        (["lab"], {"lab": 1.0}, Admission(True, "lab", decided="lab", own=True)),
+        (["lab", "caps"], {"lab": 0.0, "caps": 5.0}, Admission(True, "caps", room=4, decided="caps")),
+    ],
+)
+def test_whose_hours_pay(groups: list[str], hours: dict[str, float], expected: Admission) -> None:
+    guaranteed = guarantees(PAYING, 0)
+    found = admit("ada", groups, 1, {}, PAYING, guaranteed, hours)
+    assert found == expected
+    assert admit("ada", groups, 0, {}, PAYING, guaranteed, hours).allowed  # what needs no GPU needs no hours
 
 
 def test_a_user_waits_for_their_own_gpus() -> None:
@@ -380,7 +418,7 @@ STRICT = read_limits(
             ["lab", "vision"],
             1,
             {"group:vision": Usage(2, 4)},
-            Admission(True, "lab", room=2, decided="lab", own=True),
+            Admission(True, "lab", decided="lab", own=True),
         ),
         (
             ["lab", "vision"],
@@ -442,7 +480,11 @@ def test_claims_are_dealt_out_so_that_no_two_are_of_one_part_of_a_share() -> Non
         Asking("l3", "cyd", ["b"], 0.5),
     ]
     usage: dict[str, Usage] = {}
-    claims = Claims(asked, usage, {}, guaranteed)
+    claims = Claims(
+        asked,
+        guaranteed,
+        lambda item, left: admit(item.user, item.groups, item.gpus, usage, {}, left),
+    )
     said = claims.admissions
     assert [(said[item.lease].group, said[item.lease].own) for item in asked] == [
         ("a", True),
@@ -450,12 +492,12 @@ def test_claims_are_dealt_out_so_that_no_two_are_of_one_part_of_a_share() -> Non
         ("b", False),
     ]
     # Whoever's turn is first, each gets what it claimed, and nobody what another one claims.
-    second = claims.admit(asked[1], usage)
+    second = claims.admit(asked[1])
     assert (second.group, second.own) == ("b", True)
-    assert not claims.admit(asked[2], usage).own
+    assert not claims.admit(asked[2]).own
     claims.granted("l2")
     usage = {"group:b": Usage(1, 1.0)}
-    assert claims.admit(asked[0], usage).own and not claims.admit(asked[2], usage).own
+    assert claims.admit(asked[0]).own and not claims.admit(asked[2]).own
 
 
 def test_who_holds_more_than_they_may_is_named() -> None:
@@ -556,9 +598,9 @@ def test_admission_never_exceeds_a_limit(
             held = usage.get(scope, Usage())
             usage[scope] = Usage(held.sessions + 1, held.gpus + gpus)
         assert not before.group or before.group in groups
-        limited = [g for g in groups if limits.get(f"group:{g}", Limit()) != Limit()]
-        assert bool(before.group) == bool(limited)
-        assert before.decided == before.group
+        assert bool(before.group) == any(f"group:{g}" in limits for g in groups)
+        caps_any = any(limits.get(f"group:{g}", Limit()) != Limit() for g in groups)
+        assert before.decided == (before.group if caps_any else "")
     for scope, held in usage.items():
         limit = user_limit(scope[5:], limits) if scope.startswith("user:") else limits.get(scope, Limit())
         assert limit.sessions is None or held.sessions <= limit.sessions
