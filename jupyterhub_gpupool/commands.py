@@ -7,7 +7,6 @@ the hub's configuration says is read from the file that ``configure`` has handed
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import pwd
@@ -27,7 +26,7 @@ from .errors import GPUPoolError, Rejected, Unavailable
 from .ledger import Ledger, Policy, file_of, preview, url_of
 from .model import Limit
 from .pool import GPUPool
-from .service import tables, times
+from .service import sheets, tables, times
 
 CONFIGURATION = "service.json"
 """Name of the file that ``configure`` writes beside the ledger."""
@@ -37,9 +36,6 @@ KEYS = tuple(item.name for item in fields(Limit))
 
 UNLIMITED = "unlimited"
 """Instead of keys: an edit that limits nothing, in the place of a configured limit."""
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes a cell for a formula by."""
 
 FAILED, MISUSED = 1, 2
 """Exit statuses: the ledger does not let it be done; what was asked for makes no sense."""
@@ -265,22 +261,13 @@ def _usage(chosen: argparse.Namespace, out: TextIO) -> None:
     if chosen.format == "json":
         print_json(tables.usage(chosen.by, start, end, entries), out)
     elif chosen.format == "csv":
-        sheet = csv.writer(out, lineterminator="\n")
-        sheet.writerow((chosen.by, "day", "used", "idle", "waiting"))
-        for item in entries:
-            hours = (item.used, item.idle, item.waiting)
-            sheet.writerow((defused(item.key), item.day.isoformat(), *(f"{value:.4f}" for value in hours)))
+        sheets.write_usage(chosen.by, entries, out)
     else:
         lines = [
             (item.key or "(none)", f"{item.used:.2f}", f"{item.idle:.2f}", f"{item.waiting:.2f}")
             for item in books.totals(entries)
         ]
         print_table((chosen.by, "used", "idle", "waiting"), lines, out)
-
-
-def defused(cell: str) -> str:
-    """The text of a cell, with an apostrophe before what a spreadsheet would compute."""
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
 # --- drains ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from .keys import reference
 from .reading import Offered, Option, Profile, Profiles, Unlisted, read, slugify, variants, warnings
 from .schema import ProfileError
 from .settings import SPAWNER_NAMES, merge
+from .standing import budget_in_words, over_in_words, over_limit, wait_in_words
 
 __all__ = [
     "SPAWNER_NAMES",
@@ -23,9 +24,12 @@ __all__ = [
     "ProfileError",
     "Profiles",
     "Unlisted",
+    "budget_in_words",
     "describe_wish",
     "may_use",
     "merge",
+    "over_in_words",
+    "over_limit",
     "parse_form",
     "parse_query",
     "read",
@@ -34,5 +38,6 @@ __all__ = [
     "resolve",
     "slugify",
     "variants",
+    "wait_in_words",
     "warnings",
 ]

@@ -15,10 +15,12 @@ from typing import Any
 import jinja2
 
 from ..errors import Rejected
+from ..fairness import Budget, BudgetState
 from ..model import Kind, Terms, Wish
 from .choice import LONGEST_TEXT, MOST_KEYS, TYPED, may_use
 from .reading import UNLISTED_CHOICE, Option, Profile, Profiles
 from .schema import is_plain, shown
+from .standing import budget_in_words, wait_in_words
 
 PREFIX = "profile-option-"
 PACKAGE = Path(__file__).parent.parent
@@ -153,7 +155,7 @@ def _terms(terms: Terms, wish: Wish) -> list[str]:
 
 
 def state_in_words(profile: Profile, seen: Availability | None) -> str:
-    """What is free now: ``2 free``, ``none free, 3 in the queue``, ``not known yet``."""
+    """What is free now: ``2 free``, ``none free, 3 in the queue, wait unknown``, ``not known yet``."""
     if profile.wish.kind is Kind.CPU:
         return "needs no GPU"
     if seen is None or seen.free is None:
@@ -161,9 +163,8 @@ def state_in_words(profile: Profile, seen: Availability | None) -> str:
     words = [f"{seen.free} free" if seen.free else "none free"]
     if seen.queued:
         words.append(f"{seen.queued} in the queue")
-    if seen.place_wait is not None and any(seen.place_wait):
-        low, high = (duration(seconds) for seconds in seen.place_wait)
-        words.append(f"about {low} to {high} to wait" if low != high else f"about {low} to wait")
+    if not seen.free:
+        words.append(f"wait {wait_in_words(seen.place_wait)}")
     return ", ".join(words)
 
 
@@ -189,11 +190,14 @@ def render_form(
     simulated: bool = False,
     isolation_note: str = "",
     admin: bool = False,
+    budget: Budget | None = None,
+    over: Collection[str] = (),
 ) -> str:
     """Render the inside of the hub's spawn form, with ``selected`` (a last choice or a link's) filled in.
 
     Works without JavaScript.  ``availability`` may lack profiles: then only the groups decide here, and
     what is free is said to be unknown.  What is no longer offered in ``selected`` is passed over.
+    ``budget`` is what decides for the person; ``over`` are sentences on limits that they exceed.
     """
     rows: list[dict[str, Any]] = []
     for profile in profiles.values():
@@ -220,6 +224,9 @@ def render_form(
         simulated=simulated,
         isolation_note=isolation_note,
         any_open=bool(open_to),
+        budget=budget_in_words(budget) if budget else "",
+        short_of_hours=budget is not None and budget.state is not BudgetState.OK,
+        over=list(over),
     )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from typing import Any
 
 from .. import books, fairness
 from ..errors import Rejected
 from ..ledger import LimitRow, preview
+from ..model import Limit
 from . import tables, times
 from .base import API, Base, read_json, short, signed_in
+from .changes import Change, foresee
 
 DEVICE = r"([^/]+)"
 """What the id of a device looks like in an address; whether there is one, the ledger says."""
@@ -20,7 +22,7 @@ SCOPE = r"(.+)"
 """The same for a scope: names of groups may have a slash."""
 
 
-def for_admins(verb: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+def admins_only(verb: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
     """Let a verb of a handler run only for an admin; what is wrong with the request, nobody else is told."""
 
     @signed_in
@@ -28,10 +30,21 @@ def for_admins(verb: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[
     async def guarded(self: Base, *args: str) -> None:
         if not self.known().admin:
             raise Rejected("This is for admins.", reason="forbidden", status=403)
-        self.query()
         await verb(self, *args)
 
     return guarded
+
+
+def for_admins(verb: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """The same for a verb whose address has no parameters."""
+
+    @admins_only
+    @wraps(verb)
+    async def bare(self: Base, *args: str) -> None:
+        self.query()
+        await verb(self, *args)
+
+    return bare
 
 
 class Limits(API):
@@ -76,6 +89,37 @@ class OneLimit(API):
         self.answer({**tables.limit(row, (await self.feed.fresh()).over.get(row.scope, "")), **more})
 
 
+class PreviewLimit(API):
+    """``POST api/limits/{scope}/preview``: what an edit would do, or with no keys the way back.  Changes nothing."""
+
+    allowed = ("POST",)
+
+    @for_admins
+    async def post(self, scope: str) -> None:
+        keys = read_json(self.body(), ("keys",)).get("keys")
+        if not (keys is None or isinstance(keys, dict)):
+            raise _bad(
+                "'keys' is an object with the limit's keys; without it, the configured limit is meant."
+            )
+        try:
+            found = await foreseen(self, scope, keys)
+        except ValueError as problem:
+            raise _bad(str(problem), "bad-limit") from None
+        self.answer(tables.change(found))
+
+
+async def foreseen(handler: Base, scope: str, keys: dict[str, Any] | None) -> Change:
+    """What these keys would do as the limit of a scope; None: what is configured.  Raises ValueError."""
+    if keys is not None:
+        limit: Limit | None = fairness.read_limit(scope, keys)
+    else:
+        fairness.check_scope(scope)
+        rows: dict[str, LimitRow] = await handler.pool.ask("limits")
+        limit = rows.get(scope, LimitRow(scope)).configured
+    snapshot = await handler.feed.refresh()  # nobody decides on an old view
+    return foresee(snapshot, scope, limit, handler.pool.offer, back=keys is None)
+
+
 class Drain(API):
     """``POST api/devices/{id}/drain``; without an id, of the pool: ``POST api/pool/drain``."""
 
@@ -113,25 +157,41 @@ class Usage(API):
 
     @signed_in
     async def get(self) -> None:
-        query, person = self.query("by", "from", "to"), self.known()
-        by = query.get("by", "user")
+        query = self.query(*ASKED)
         try:
-            start, end = times.period(query.get("from", ""), query.get("to", ""), time.time())
-            books.check_by(by)
-            books.days(start, end)
+            by, start, end = asked(query)
         except ValueError as problem:
             raise _bad(str(problem)) from None
-        entries: list[books.Entry] = []
-        if person.admin or person.name is not None:  # a service that is no admin has no sessions
-            user = None if person.admin else person.name
-            entries = await self.pool.ask("usage", by, start, end, user)
-        self.answer(tables.usage(by, start, end, entries))
+        self.answer(tables.usage(by, start, end, await entries_of(self, by, start, end)))
+
+
+ASKED = ("by", "from", "to")
+"""What a question about the books may name."""
+
+
+def asked(query: Mapping[str, str]) -> tuple[str, float, float]:
+    """Read a question about the books: by what, from when, to when.  Raises ValueError with a sentence."""
+    by = books.check_by(query.get("by", "user"))
+    start, end = times.period(query.get("from", ""), query.get("to", ""), time.time())
+    books.days(start, end)
+    return by, start, end
+
+
+async def entries_of(handler: Base, by: str, start: float, end: float) -> list[books.Entry]:
+    """The person's own books, everybody's for an admin."""
+    person = handler.known()
+    if not person.admin and person.name is None:  # a service that is no admin has no sessions
+        return []
+    user = None if person.admin else person.name
+    found: list[books.Entry] = await handler.pool.ask("usage", by, start, end, user)
+    return found
 
 
 def routes(api: str) -> list[tuple[Any, ...]]:
     """The addresses of these below ``…/api/``, which is given as a regular expression."""
     return [
         (f"{api}limits", Limits),
+        (f"{api}limits/{SCOPE}/preview", PreviewLimit),  # a name that ends so is written with %2F
         (f"{api}limits/{SCOPE}", OneLimit),
         (f"{api}devices/{DEVICE}/drain", Drain),
         (f"{api}devices/{DEVICE}/undrain", Undrain),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -12,11 +13,11 @@ from jupyterhub.services.auth import HubOAuthCallbackHandler
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from ..errors import Rejected
-from ..fairness import BudgetState
+from ..errors import GPUPoolError, Rejected
+from ..fairness import Budget, BudgetState
 from ..model import State
 from ..pool import available
-from . import admin, pages, shapes
+from . import admin, admin_pages, pages, shapes, usage_pages
 from .base import (
     API,
     LEASE,
@@ -27,6 +28,7 @@ from .base import (
     signed_in,
     whole_number,
 )
+from .standing import standing
 from .stream import Feed, Watch
 
 PAGE = 100
@@ -44,6 +46,9 @@ STREAM_LIFE = 600.0
 RECONNECT = 2000
 """Milliseconds after which a page whose stream ended connects again."""
 
+BUDGET_LIFE = 30.0
+"""Seconds for which a stream goes by what it has read of the budget."""
+
 STATIC = Path(__file__).parent.parent / "static"
 
 
@@ -55,10 +60,7 @@ class Availability(API):
         self.query()
         person, snapshot = self.known(), await self.feed.fresh()
         name, groups = person.name or "", list(person.groups)
-        budget = None
-        if snapshot.budget(name, groups).state is BudgetState.EXHAUSTED:
-            budget = await self.pool.ask("budget", name, groups)  # it knows when a start works again
-        found = available(self.pool, snapshot, name, groups, person.admin, budget)
+        found = available(self.pool, snapshot, name, groups, person.admin, await self.budget(snapshot))
         self.answer(shapes.availability(self.pool.offer, found))
 
 
@@ -164,6 +166,9 @@ class Stream(API):
     """``GET api/stream``: server-sent events, each when what it shows has changed, all at the beginning."""
 
     _watch: Watch | None = None
+    _budget: Budget = Budget()
+    _budget_at = -math.inf
+    _budget_seen: tuple[Any, ...] = ()
 
     @signed_in
     async def get(self) -> None:
@@ -183,7 +188,8 @@ class Stream(API):
         sent: dict[str, str] = {}
         wrote_at = began = time.monotonic()
         async for _ in watch:
-            news = {name: text for name, text in self._now(feed).items() if sent.get(name) != text}
+            found = await self._now(feed)
+            news = {name: text for name, text in found.items() if sent.get(name) != text}
             lines = [f"event: {name}\ndata: {text}\n\n" for name, text in news.items()]
             sent |= news
             if not lines and time.monotonic() - wrote_at >= KEEP_ALIVE:
@@ -195,12 +201,26 @@ class Stream(API):
             if time.monotonic() - began >= STREAM_LIFE:
                 return
 
-    def _now(self, feed: Feed) -> dict[str, str]:
+    async def _now(self, feed: Feed) -> dict[str, str]:
         """What the person should know now: the state, or why it is not known; null ends a problem."""
-        if feed.problem is not None:
-            problem = feed.problem
+        try:
+            standing = await self._standing(feed)
+        except GPUPoolError as problem:
             return {"problem": json.dumps(shapes.error(problem.status, problem.reason, problem.message))}
-        return {**feed.rendered(self.known()), "problem": "null"}
+        return {**feed.rendered(self.known()), "me": json.dumps(standing), "problem": "null"}
+
+    async def _standing(self, feed: Feed) -> shapes.Shape:
+        """How the person stands; a budget that is used up is asked for only now and then."""
+        if feed.problem is not None:
+            raise feed.problem
+        view = await feed.fresh(math.inf)
+        seen = view.budget(self.known().name or "", self.known().groups)
+        old = time.monotonic() - self._budget_at >= BUDGET_LIFE
+        if old or (seen.state, seen.scope, seen.hours) != self._budget_seen:
+            self._budget, self._budget_at = await self.budget(view), time.monotonic()
+            self._budget_seen = seen.state, seen.scope, seen.hours
+        budget = self._budget if seen.state is BudgetState.EXHAUSTED else seen
+        return standing(self.known(), budget, feed.over, feed.usage, view.now)
 
     def on_connection_close(self) -> None:
         super().on_connection_close()
@@ -254,6 +274,8 @@ def routes(prefix: str) -> list[tuple[Any, ...]]:
         (f"{base}leases/{LEASE}/extend", pages.ExtendForm),
         (f"{base}leases/{LEASE}/release", pages.ReleaseForm),
         (f"{base}oauth_callback", HubOAuthCallbackHandler),
+        *admin_pages.routes(base),
+        *usage_pages.routes(base),
         (f"{base}static/(.*)", Static, {"path": str(STATIC)}),
         (f"{base}health", Health),
         (f"{api}availability", Availability),

@@ -20,7 +20,8 @@ from ..ledger.text import short_image
 from ..model import Lease
 from . import shapes
 from .base import Base, seconds_since_1970, signed_in, whole_number
-from .words import device_in_words
+from .standing import standing
+from .words import device_in_words, duration
 
 TEMPLATES = Path(__file__).parent.parent / "templates" / "service"
 
@@ -35,20 +36,6 @@ MODES = {
     "warn": "whoever leaves a GPU idle is warned; nothing is stopped",
     "reclaim": "whoever leaves a GPU idle is warned, and the session is stopped when the warning has run out",
 }
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in words."""
-    if seconds is None:
-        return "unknown"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
 def percent(value: float | None) -> str:
@@ -169,6 +156,7 @@ class Status(Page):
             modes=MODES,
             titles=self.titles(),
             queue=shapes.queue(snapshot, person)["queue"],
+            me=standing(person, await self.budget(snapshot), self.feed.over, self.feed.usage, snapshot.now),
         )
 
 

@@ -9,22 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
-from .. import runtime
+from .. import books, fairness, runtime
 from ..cells import ranges
-from ..idleness import CALLED
 from ..ledger import Event, Snapshot
-from ..model import Device, Instance, Kind, Lease, Slice, State
-from .words import check_in_words, slice_in_words
+from ..model import HOLDING, Device, Instance, Kind, Lease, Slice, State
+from ..profiles import Availability, Profiles, wait_in_words
+from .words import UNEXTENDABLE, check_in_words, extension_in_words, rule_in_words, slice_in_words
 
 Shape = dict[str, Any]
 
 SWEEP_SLACK = 1.0
 """Seconds by which a reading may be older than the sweep that it belongs to."""
-
-UNEXTENDABLE = ("max_age", *CALLED)
-"""Rules of warnings that no extension puts off."""
 
 FOREIGN = "Containers that are not the pool's use this GPU."
 """What everybody may know of them; their names are for admins."""
@@ -47,35 +44,6 @@ class Person:
     def may_see(self, user: str) -> bool:
         """Whether the person may know that it is this user."""
         return self.admin or self.is_called(user)
-
-
-class Offered(Protocol):
-    """What of a profile is shown."""
-
-    @property
-    def display_name(self) -> str: ...
-
-
-class Answer(Protocol):
-    """What somebody could have of a profile now."""
-
-    @property
-    def allowed(self) -> bool: ...
-
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def free(self) -> int | None: ...
-
-    @property
-    def queued(self) -> int: ...
-
-    @property
-    def place_wait(self) -> tuple[float, float] | None: ...
-
-    @property
-    def budget_left_hours(self) -> float | None: ...
 
 
 def iso(seconds: float | None) -> str | None:
@@ -215,10 +183,33 @@ def _free_instance(instance: Instance) -> Shape:
 
 def leases(snapshot: Snapshot, person: Person) -> Shape:
     """``api/leases``: the person's own open ones; all for an admin."""
-    places, waits = snapshot.places, snapshot.waits
-    devices = {device.id: device for device in snapshot.devices}
     shown = [item for item in snapshot.leases if person.may_see(item.user)]
-    return {"leases": [lease(item, devices, places.get(item.id), waits.get(item.id)) for item in shown]}
+    return {"leases": _of_view(shown, snapshot)}
+
+
+def _of_view(shown: Iterable[Lease], snapshot: Snapshot) -> list[Shape]:
+    """Open leases with what the rest of the pool means for them."""
+    places, waits, borrowing = snapshot.places, snapshot.waits, _borrowing(snapshot)
+    devices = {device.id: device for device in snapshot.devices}
+    return [
+        lease(
+            item,
+            devices,
+            places.get(item.id),
+            waits.get(item.id),
+            borrowed=item.id in borrowing,
+            now=snapshot.now,
+        )
+        for item in shown
+    ]
+
+
+def _borrowing(snapshot: Snapshot) -> frozenset[str]:
+    """Leases that hold what a group may want back: without guarantees nobody borrows."""
+    if not any(snapshot.guaranteed.values()):
+        return frozenset()
+    held = [fairness.Held.of(item) for item in snapshot.leases if item.state in HOLDING]
+    return fairness.borrowed(held, snapshot.guaranteed)
 
 
 def closed(found: Iterable[Lease], count: int) -> Shape:
@@ -233,8 +224,8 @@ def closed(found: Iterable[Lease], count: int) -> Shape:
 
 def one(item: Lease, snapshot: Snapshot) -> Shape:
     """``api/leases/{id}``."""
-    devices = {device.id: device for device in snapshot.devices}
-    return lease(item, devices, snapshot.places.get(item.id), snapshot.waits.get(item.id))
+    (found,) = _of_view([item], snapshot)
+    return found
 
 
 def lease(
@@ -242,8 +233,11 @@ def lease(
     devices: Mapping[str, Device],
     place: int | None,
     place_wait: tuple[float, float] | None = None,
+    *,
+    borrowed: bool = False,
+    now: float = 0.0,
 ) -> Shape:
-    """A lease, for its owner or an admin."""
+    """A lease, for its owner or an admin; ``now`` counts for an open one."""
     holds = [part.device for part in item.slices]
     verdict = None
     if item.verdict is not None:
@@ -267,10 +261,17 @@ def lease(
         "closed_at": iso(item.closed_at),
         "place": place,
         "wait": wait(place_wait) if place else None,
+        "wait_words": wait_in_words(place_wait) if place else None,
+        "group": item.group or None,
+        "borrowed": borrowed,
+        "note": item.note or None,
+        "ends_at": iso(_ends_at(item)),
         "idle_seconds": item.idle_seconds if item.state is State.ACTIVE else None,
         "deadline_seconds": item.deadline_seconds if item.state is State.ACTIVE else None,
         "warned_at": iso(item.warned_at),
         "warned_for": item.warned_for or None,
+        "rule_words": rule_in_words(item) or None,
+        "extend_words": extension_in_words(item) or None,
         "extend_seconds": 0
         if item.warned_for in UNEXTENDABLE
         else min(item.terms.extend, item.extendable_seconds),
@@ -282,10 +283,18 @@ def lease(
         "sampled_at": iso(item.sampled_at),
         "doubt": item.doubt or None,
         "reason": item.reason or None,
+        "advice": books.advice(item, now) or None,
         "image": item.image or None,
         "checked": {**item.checked, "at": iso(item.checked["at"])} if item.checked else None,
         "check_words": _check_words(item),
     }
+
+
+def _ends_at(item: Lease) -> float | None:
+    """When an active session ends by its age; None: never by that."""
+    if item.state is not State.ACTIVE or item.active_at is None or not item.terms.max_age > 0:
+        return None
+    return item.active_at + item.terms.max_age
 
 
 def _check_words(item: Lease) -> Shape | None:
@@ -320,6 +329,7 @@ def queue(snapshot: Snapshot, person: Person) -> Shape:
                 "place": place,
                 "since": iso(item.requested_at),
                 "wait": wait(snapshot.waits.get(item.id)),
+                "wait_words": wait_in_words(snapshot.waits.get(item.id)),
                 "reason": (item.reason or None) if person.may_see(item.user) else None,
             }
             for place, item in enumerate(snapshot.queue, 1)
@@ -327,7 +337,7 @@ def queue(snapshot: Snapshot, person: Person) -> Shape:
     }
 
 
-def availability(offer: Mapping[str, Offered], found: Mapping[str, Answer]) -> Shape:
+def availability(offer: Profiles, found: Mapping[str, Availability]) -> Shape:
     """``api/availability``: what the person could have now, by profile."""
     return {
         "profiles": [

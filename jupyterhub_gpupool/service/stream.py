@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from .. import fairness
 from ..errors import GPUPoolError, Unavailable
+from ..fairness import Usage
 from ..ledger import Snapshot
 from . import shapes
 from .shapes import Person
@@ -79,6 +81,7 @@ class Feed:
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._rendered: dict[tuple[bool, str], dict[str, str]] = {}
+        self._counted: tuple[dict[str, Usage], dict[str, str]] | None = None
         self._log = logging.getLogger(__name__)
 
     async def start(self) -> None:
@@ -130,7 +133,7 @@ class Feed:
         news = self.latest is None or self.problem is not None or found.version != self.latest.version
         self.latest, self.problem, self._read_at = found, None, self._clock()
         if news:
-            self._rendered = {}
+            self._rendered, self._counted = {}, None
             self._announce()
 
     def _fail(self, problem: GPUPoolError) -> None:
@@ -162,6 +165,24 @@ class Feed:
             await asyncio.wait_for(self._wanted.wait(), seconds)
         except TimeoutError:
             return
+
+    @property
+    def usage(self) -> dict[str, Usage]:
+        """What each scope has, counted once for all who watch; nothing before the first read."""
+        return self._count()[0]
+
+    @property
+    def over(self) -> dict[str, str]:
+        """The scopes that hold more than they may, in words."""
+        return self._count()[1]
+
+    def _count(self) -> tuple[dict[str, Usage], dict[str, str]]:
+        if self.latest is None:
+            return {}, {}
+        if self._counted is None:
+            usage = self.latest.usage
+            self._counted = usage, fairness.over_limits(usage, self.latest.limits)
+        return self._counted
 
     @property
     def watchers(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from .. import books, fairness
 from ..ledger import LimitRow, Touched
 from ..model import Limit
+from .changes import Change
 from .shapes import Shape, iso
 
 DIGITS = 4
@@ -40,6 +41,18 @@ def _keys(found: Limit | None) -> dict[str, Any] | None:
 def touched(found: Iterable[Touched]) -> list[Shape]:
     """Whom a change puts over their limit."""
     return [{"scope": item.scope, "users": list(item.users), "why": item.why} for item in found]
+
+
+def change(found: Change) -> Shape:
+    """``api/limits/{scope}/preview``: what a change would do."""
+    return {
+        "scope": found.scope,
+        "before": _keys(found.before),
+        "after": _keys(found.after),
+        "touched": touched(found.touched),
+        "relieved": list(found.relieved),
+        "notes": list(found.notes),
+    }
 
 
 def usage(by: str, start: float, end: float, entries: Iterable[books.Entry]) -> Shape:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..idleness import BUDGET, CALLED, DRAIN, IDLE, MAX_AGE, SHARE
 from ..model import Device, Health, Kind, Lease, Slice, State
+
+UNEXTENDABLE = (MAX_AGE, *CALLED)
+"""Rules of warnings that no extension puts off."""
 
 VERSIONS = {"tensorflow": "TensorFlow", "cuda": "CUDA", "driver": "driver"}
 """What a launch check's report names that a person wants to know, with what it is called."""
@@ -42,6 +46,46 @@ def device_in_words(shape: Mapping[str, Any]) -> str:
     if shape["health"] != Health.OK.value and shape["health_reason"]:
         words += f": {shape['health_reason']}"
     return f"{words}, drained" if shape["drained"] else words
+
+
+RULES = {
+    IDLE: "its GPU is not used. Use it, or press Extend, and the session goes on",
+    MAX_AGE: "it reaches the age at which sessions of this kind end",
+    SHARE: "it borrows GPUs that another group is guaranteed and now wants back",
+    DRAIN: "its GPU is taken out of service",
+    BUDGET: "the GPU-hours that pay for it are used up",
+}
+"""Why a session is warned, by the rule."""
+
+
+def rule_in_words(item: Lease) -> str:
+    """The rule behind a warning for its reader; empty: there is none."""
+    return RULES.get(item.warned_for, "")
+
+
+def extension_in_words(item: Lease) -> str:
+    """Whether Extend works and how far; empty for a session that does not run."""
+    if item.state is not State.ACTIVE:
+        return ""
+    if item.warned_for in UNEXTENDABLE:
+        return "Extend does not put this end off: save your work in the home folder."
+    if item.extendable_seconds <= 0:
+        return "It was extended as far as its profile allows."
+    return f"It can be extended by up to {duration(item.extendable_seconds)} more."
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words."""
+    if seconds is None:
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
 def check_in_words(item: Lease) -> tuple[str, float | None, str] | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import profiles
 from ..errors import Rejected, Unavailable
+from ..fairness import BudgetState
 from ..model import Kind, Lease
 from .refusal import refuse
 
@@ -27,10 +28,15 @@ async def render_form(spawner: GPUPoolMixin) -> str:
     """The profile form with what is free and what is in the queue at this moment."""
     groups, notice, simulated = spawner._groups, "", False
     offered: dict[str, profiles.Availability] = {}
+    budget, over = None, []
     try:
         snapshot, offered = await spawner.pool.availability(
             spawner.user.name, groups, bool(spawner.user.admin)
         )
+        budget = snapshot.budget(spawner.user.name, groups)
+        if budget.state is BudgetState.EXHAUSTED:  # only the ledger knows when a start works again
+            budget = await spawner.pool.ask("budget", spawner.user.name, groups)
+        over = profiles.over_in_words(snapshot.over, spawner.user.name, groups)
         simulated = any(device.simulated for device in snapshot.devices)
         owner = spawner._owner
         selected = await spawner.pool.ask("last_options", owner.hub_id, owner.created)
@@ -55,6 +61,8 @@ async def render_form(spawner: GPUPoolMixin) -> str:
         simulated=simulated,
         isolation_note=spawner.isolation_note,
         admin=bool(spawner.user.admin),
+        budget=budget,
+        over=over,
     )
 
 

@@ -101,8 +101,14 @@ function fillLease(card, lease) {
   const active = state === "active";
   card.dataset.state = state;
   setText(card, "title", title(lease.profile));
-  for (const name of ["state", "user", "server", "slice", "enforcement", "place", "reason", "doubt"])
+  for (const name of ["state", "user", "server", "slice", "enforcement", "place", "reason", "doubt", "group", "note"])
     setText(card, name, lease[name]);
+  setText(card, "wait", lease.wait_words);
+  setText(card, "rule", lease.rule_words);
+  for (const name of ["group", "note", "borrowed"]) show(card, name, Boolean(lease[name]));
+  show(card, "rule", Boolean(lease.rule_words));
+  show(card, "ends", Boolean(lease.ends_at));
+  showTime(field(card, "ends"), lease.ends_at);
   setText(card, "verdict", lease.verdict && lease.verdict.reason);
   setText(card, "utilization", percent(lease.utilization));
   meter(card, "utilization-meter", lease.utilization);
@@ -157,10 +163,7 @@ function fillButtons(card, lease) {
   field(card, "cap").id = `cap-${lease.id}`;
   setText(card, "extend", capped ? "Extend" : `Extend by ${duration(lease.extend_seconds)}`);
   setText(card, "release", lease.state === "queued" ? "Leave the queue" : "Release now");
-  const cap = capped
-    ? "It was extended as far as its profile allows."
-    : `It can be extended by up to ${duration(lease.extendable_seconds)} more.`;
-  setText(card, "cap", lease.state === "active" ? cap : "");
+  setText(card, "cap", lease.extend_words);
 }
 
 function fillWarning(card, lease) {
@@ -255,6 +258,15 @@ function fillDevice(card, device) {
   setText(card, "mode", device.mode);
   setText(card, "driver", device.driver);
   show(card, "driver", Boolean(device.driver));
+  show(card, "drained", device.drained);
+  showTime(field(card, "drain-at"), device.drain_at);
+  setText(card, "drain-by", device.drain_by && `, by ${device.drain_by}`);
+  setText(card, "drain-why", device.drain_why && `: ${device.drain_why}`);
+  const drain = card.querySelector('[data-link="drain"]'); // for admins only
+  if (drain) {
+    drain.href = `${page.prefix}drain?device=${encodeURIComponent(device.id)}`;
+    drain.textContent = device.drained ? "Back into service…" : "Take out of service…";
+  }
   setText(card, "foreign", device.foreign);
   show(card, "foreign", Boolean(device.foreign));
   setText(card, "held", `${device.cells_held} of ${device.cells}`);
@@ -300,9 +312,36 @@ function fillQueue(shape) {
     setText(row, "who", `${request.user || "somebody"}${request.own ? " (you)" : ""}`);
     setText(row, "title", title(request.profile));
     showTime(field(row, "since"), request.since);
+    setText(row, "wait", request.wait_words);
   });
   byId("queue").hidden = shape.queue.length === 0;
   byId("no-queue").hidden = shape.queue.length > 0;
+}
+
+// --- how one stands --------------------------------------------------------------------------------------
+
+function fillMe(shape) {
+  const line = byId("budget");
+  const budget = shape.budget;
+  line.hidden = !budget;
+  if (budget) {
+    const well = budget.state === "ok";
+    for (const name of ["alert-light", "border"]) line.classList.toggle(name, well);
+    line.classList.toggle("alert-warning", !well);
+    setText(line, "budget-words", budget.words);
+    show(line, "lasts", Boolean(budget.lasts_until));
+    showTime(field(line, "lasts-until"), budget.lasts_until);
+  }
+  const told = [...byId("over").children].map((sentence) => sentence.textContent);
+  if (told.join("\n") === shape.over.join("\n")) return;
+  byId("over").replaceChildren(
+    ...shape.over.map((text) => {
+      const sentence = document.createElement("p");
+      sentence.className = "alert alert-warning py-2 gp-break";
+      sentence.textContent = text;
+      return sentence;
+    }),
+  );
 }
 
 // --- the stream ------------------------------------------------------------------------------------------
@@ -366,6 +405,7 @@ function connect() {
   on("pool", fillPool);
   on("leases", fillLeases);
   on("queue", fillQueue);
+  on("me", fillMe);
   stream.addEventListener("problem", (event) => {
     const problem = JSON.parse(event.data);
     say(problem ? `${problem.message} The page is ${since()}.` : "");

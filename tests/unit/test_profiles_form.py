@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyterhub_gpupool import profiles
+from jupyterhub_gpupool import fairness, profiles
 from jupyterhub_gpupool.errors import Rejected
-from jupyterhub_gpupool.model import Kind, Wish
+from jupyterhub_gpupool.fairness import Budget, Span
+from jupyterhub_gpupool.model import Kind, Limit, Wish
 from jupyterhub_gpupool.profiles import Availability
 
 OFFER = profiles.read(
@@ -152,10 +153,10 @@ def test_what_can_never_be_had_is_closed_with_its_reason() -> None:
     [
         (Availability(free=2), "2 free"),
         (Availability(free=2, place_wait=(0.0, 0.0)), "2 free"),
-        (Availability(free=0, queued=3), "none free, 3 in the queue"),
+        (Availability(free=0, queued=3), "none free, 3 in the queue, wait unknown"),
         (
             Availability(free=0, queued=3, place_wait=(120, 600)),
-            "none free, 3 in the queue, about 2 min to 10 min to wait",
+            "none free, 3 in the queue, wait 2 min to 10 min",
         ),
         (Availability(free=None, queued=3), "not known yet"),
         (None, "not known yet"),
@@ -163,6 +164,44 @@ def test_what_can_never_be_had_is_closed_with_its_reason() -> None:
 )
 def test_what_is_free_is_said_in_words(seen: Availability | None, words: str) -> None:
     assert words in render(availability={"share": seen} if seen else {}).words
+
+
+def test_where_something_is_free_no_wait_is_named() -> None:
+    form = render(availability={"share": Availability(free=2, queued=1, place_wait=(120, 600))})
+    assert "2 free, 1 in the queue" in form.words and "wait" not in form.words.partition("Vision")[0]
+
+
+def test_the_budget_that_decides_is_said_and_when_a_start_works_again() -> None:
+    limits = {"group:vision": Limit(gpu_hours=40, window=604800)}
+
+    def shown(used: float | list[Span]) -> str:
+        budget = fairness.budget("ada", ["vision"], {"group:vision": used}, limits, 1e9)
+        return render(budget=budget).words
+
+    assert "12.5 of 40 GPU-hours left (group vision, in any 7 days)." in shown(27.5)
+    assert "Only 4 of 40 GPU-hours left (group vision" in shown(36)
+    assert "a start works again in 5.3 days" in shown([Span(1e9 - 172800, 1e9, 1)])
+    assert "GPU-hours" not in render(budget=Budget()).words
+
+
+def test_limits_that_are_exceeded_are_said_of_those_who_are_concerned() -> None:
+    over = {
+        "group:vision": "over limit: holds 3 of its 2 GPUs",
+        "user:bob": "over limit: holds 2 of its 1 session",
+    }
+    assert profiles.over_in_words(over, "ada", ["arts"]) == []
+    (sentence,) = profiles.over_in_words(over, "ada", ["vision", "arts"])
+    assert sentence.startswith("Over limit: group vision holds 3 of its 2 GPUs.")
+    assert sentence in render(over=[sentence]).words
+
+
+@pytest.mark.parametrize(
+    ("wait", "words"),
+    [(None, "unknown"), ((0, 4), "about 10 s"), ((55, 640), "60 s to 11 min"), ((3600, 8000), "60 min to 2 h"),
+     ((90000, 500000), "25 h to 6 days"), ((650, 660), "about 11 min")],
+)  # fmt: skip
+def test_waits_are_no_more_exact_than_estimates_can_be(wait: tuple[float, float] | None, words: str) -> None:
+    assert profiles.wait_in_words(wait) == words
 
 
 def test_everything_is_said_that_was_asked_for() -> None:

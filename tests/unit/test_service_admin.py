@@ -16,6 +16,7 @@ from .test_service_web import EVIL, Web, a_hub, a_site
 __all__ = ["a_hub", "a_site"]  # fixtures
 
 WRITES = [
+    ("POST", "api/limits/pool/preview", {"keys": {"gpus": 1}}),
     ("PUT", "api/limits/pool", {"keys": {"gpus": 1}}),
     ("DELETE", "api/limits/pool", {}),
     ("POST", "api/devices/GPU-a/drain", {}),
@@ -95,6 +96,7 @@ async def test_bad_bodies_get_a_sentence_and_change_nothing(
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [("GET", "limits/pool", "PUT, DELETE"), ("POST", "limits/pool", "PUT, DELETE"), ("PUT", "limits", "GET"),
+     ("GET", "limits/pool/preview", "POST"),
      ("GET", "pool/drain", "POST"), ("GET", "devices/GPU-a/undrain", "POST"), ("POST", "usage", "GET")],
 )  # fmt: skip
 async def test_wrong_methods_are_named(site: Web, method: str, path: str, allow: str) -> None:
@@ -185,6 +187,53 @@ async def test_half_a_letter_breaks_nothing(site: Web) -> None:
     assert (await site.ask("PUT", "api/limits/pool", "root", body=body)).code in (200, 400)
     assert (await site.json("GET", "api/limits", "root"))[0] == 200
     assert (await site.json("GET", "api/events", "root"))[0] == 200
+
+
+# --- what an edit would do ---------------------------------------------------------------------------------
+
+
+async def test_a_preview_says_whom_an_edit_touches_and_changes_nothing(site: Web) -> None:
+    for server in ("", "b"):
+        site.active("ada", server)
+    before = state(site.ledger)
+    body = {"keys": {"sessions": 1, "profiles": ["quarter", "gone"]}}
+    shape = await send(site, "POST", "api/limits/user:ada/preview", body)
+    assert (shape["scope"], shape["before"], shape["after"]) == ("user:ada", None, body["keys"])
+    assert [(item["scope"], item["users"]) for item in shape["touched"]] == [("user:ada", ["ada"])]
+    assert shape["relieved"] == [] and "gone" in shape["notes"][0]
+    assert state(site.ledger) == before
+    await send(site, "PUT", "api/limits/user:ada", body)
+    wider = await send(site, "POST", "api/limits/user:ada/preview", {"keys": {"sessions": 5}})
+    assert (wider["before"], wider["touched"], wider["relieved"]) == (body["keys"], [], ["user:ada"])
+    for way_back in ({}, {"keys": None}):
+        shape = await send(site, "POST", "api/limits/user:ada/preview", way_back)
+        assert (shape["after"], shape["relieved"]) == (None, ["user:ada"])
+    unknown = await send(site, "POST", "api/limits/group:typo/preview", {"keys": {}})
+    assert "group typo" in unknown["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("scope", "body", "says"),
+    [
+        ("nobody", {}, "not a scope"),
+        ("group:*", {"keys": {}}, "not a scope"),
+        ("pool", {"keys": []}, "'keys'"),
+        ("pool", {"keys": {"gpu": 1}}, "unknown key"),
+        ("pool", {"keys": {"gpus": -1}}, "gpus is"),
+        ("pool", {"keys": {}, "why": "no"}, "'why'"),
+        ("group:vision", {"keys": {"guaranteed_gpus": 3}}, "3 GPUs are guaranteed"),
+    ],
+)
+async def test_odd_previews_get_a_sentence(site: Web, scope: str, body: Any, says: str) -> None:
+    path = f"api/limits/{scope}/preview"
+    assert says in await site.refused(400, "POST", path, "root", body=json.dumps(body))
+
+
+async def test_a_group_may_be_called_like_the_preview(site: Web) -> None:
+    shape = await send(site, "PUT", "api/limits/group:a%2Fpreview", {"keys": {"gpus": 1}})
+    assert shape["scope"] == "group:a/preview"
+    shape = await send(site, "POST", "api/limits/group:a%2Fpreview/preview", {})
+    assert (shape["scope"], shape["before"]) == ("group:a/preview", {"gpus": 1})
 
 
 # --- drains ------------------------------------------------------------------------------------------------
