@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
     shared.add_argument(
         "--database-url",
         default=os.environ.get("GPUPOOL_DATABASE_URL") or "",
-        help="the hub's c.GPUPool.database_url (default: GPUPOOL_DATABASE_URL, else the demo's)",
+        help="the hub's c.GPUPool.database_url (default: GPUPOOL_DATABASE_URL, else --config's, else the demo's)",
     )
     shared.add_argument(
         "--config",
@@ -125,13 +125,15 @@ def _failed(sentence: str, status: int) -> int:
 def _ledger(chosen: argparse.Namespace, *, configured: bool) -> Iterator[Ledger]:
     """Open the ledger; with the policy of the hub where the verb depends on it (``configured``)."""
     state = Path(os.environ.get("GPUPOOL_STATE_DIR") or ".gpupool")
-    url = chosen.database_url or url_of(state / "ledger.sqlite")
+    given = Path(chosen.config) if chosen.config else None
+    # A URL with a password is better read from the hub's own file than written on a command line.
+    url = chosen.database_url or (given and _section(given).get("database_url")) or url_of(state / "ledger.sqlite")
     file = file_of(url)
     if file is not None and not file.is_file():
         raise Unavailable(f"There is no ledger {file}. Name the hub's with --database-url.", reason="ledger")
-    policy = _policy(Path(chosen.config) if chosen.config else file and file.parent / CONFIGURATION)
+    policy = _policy(given or (file.parent if file else state) / CONFIGURATION)
     if policy is None and configured:
-        missing = chosen.config or f"{CONFIGURATION} beside the ledger"
+        missing = chosen.config or f"{CONFIGURATION} {'beside the ledger' if file else f'in {state}'}"
         raise Unavailable(
             f"What the hub configures is not known: there is no {missing}. "
             "Name the file that configure() wrote with --config.",
@@ -144,18 +146,27 @@ def _ledger(chosen: argparse.Namespace, *, configured: bool) -> Iterator[Ledger]
         ledger.close_database()
 
 
-def _policy(path: Path | None) -> Policy | None:
+def _policy(path: Path) -> Policy | None:
     """The policy that the hub was configured with; None where there is no such file."""
-    if path is None:
+    if not path.exists():
         return None
     try:
-        section = json.loads(path.read_text(encoding="utf-8"))["GPUPool"]
-        return GPUPool(config=Config({"GPUPool": dict(section)})).policy
+        return GPUPool(config=Config({"GPUPool": _section(path)})).policy
+    except (ValueError, TypeError, TraitError) as problem:
+        raise Unavailable(
+            f"{path} is not a configuration that configure() wrote.", reason="configuration"
+        ) from problem
+
+
+def _section(path: Path) -> dict[str, Any]:
+    """What the hub's configuration says of the pool; empty where there is no such file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["GPUPool"])
     except FileNotFoundError:
-        return None
+        return {}
     except OSError as problem:
         raise Unavailable(f"{path} cannot be read: {problem.strerror}.", reason="configuration") from problem
-    except (ValueError, KeyError, TypeError, TraitError) as problem:
+    except (ValueError, KeyError, TypeError) as problem:
         raise Unavailable(
             f"{path} is not a configuration that configure() wrote.", reason="configuration"
         ) from problem
