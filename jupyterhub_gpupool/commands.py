@@ -47,7 +47,7 @@ def ledger_options() -> argparse.ArgumentParser:
     shared.add_argument(
         "--database-url",
         default=os.environ.get("GPUPOOL_DATABASE_URL") or "",
-        help="the hub's c.GPUPool.database_url (default: GPUPOOL_DATABASE_URL, else the demo's)",
+        help="the hub's c.GPUPool.database_url (default: GPUPOOL_DATABASE_URL, else --config's, else the demo's)",
     )
     shared.add_argument(
         "--config",
@@ -123,15 +123,17 @@ def failed(sentence: str, status: int) -> int:
 # --- the ledger ------------------------------------------------------------------------------------
 
 
-def places(chosen: argparse.Namespace) -> tuple[str, Path | None, Path | None]:
+def places(chosen: argparse.Namespace) -> tuple[str, Path | None, Path]:
     """Where the ledger is (its URL, and its file where it is one), and the file that ``configure`` wrote.
 
     Raises ValueError with a sentence for an URL that is none.
     """
     state = Path(os.environ.get("GPUPOOL_STATE_DIR") or ".gpupool")
-    url = chosen.database_url or url_of(state / "ledger.sqlite")
+    given = Path(chosen.config) if chosen.config else None
+    # A URL with a password is better read from the hub's own file than written on a command line.
+    url = chosen.database_url or (given and _section(given).get("database_url")) or url_of(state / "ledger.sqlite")
     file = file_of(url)
-    return url, file, Path(chosen.config) if chosen.config else file and file.parent / CONFIGURATION
+    return url, file, given or (file.parent if file else state) / CONFIGURATION
 
 
 @contextmanager
@@ -149,7 +151,7 @@ def open_ledger(chosen: argparse.Namespace, *, configured: bool) -> Iterator[Led
         ) from problem
     policy = _policy(config)
     if policy is None and configured:
-        missing = chosen.config or f"{CONFIGURATION} beside the ledger"
+        missing = chosen.config or f"{CONFIGURATION} {'beside the ledger' if file else f'in {state}'}"
         raise Unavailable(
             f"What the hub configures is not known: there is no {missing}. "
             "Name the file that configure() wrote with --config.",
@@ -162,18 +164,27 @@ def open_ledger(chosen: argparse.Namespace, *, configured: bool) -> Iterator[Led
         ledger.close_database()
 
 
-def _policy(path: Path | None) -> Policy | None:
+def _policy(path: Path) -> Policy | None:
     """The policy that the hub was configured with; None where there is no such file."""
-    if path is None:
+    if not path.exists():
         return None
     try:
-        section = json.loads(path.read_text(encoding="utf-8"))["GPUPool"]
-        return GPUPool(config=Config({"GPUPool": dict(section)})).policy
+        return GPUPool(config=Config({"GPUPool": _section(path)})).policy
+    except (ValueError, TypeError, TraitError) as problem:
+        raise Unavailable(
+            f"{path} is not a configuration that configure() wrote.", reason="configuration"
+        ) from problem
+
+
+def _section(path: Path) -> dict[str, Any]:
+    """What the hub's configuration says of the pool; empty where there is no such file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["GPUPool"])
     except FileNotFoundError:
-        return None
+        return {}
     except OSError as problem:
         raise Unavailable(f"{path} cannot be read: {problem.strerror}.", reason="configuration") from problem
-    except (ValueError, KeyError, TypeError, TraitError) as problem:
+    except (ValueError, KeyError, TypeError) as problem:
         raise Unavailable(
             f"{path} is not a configuration that configure() wrote.", reason="configuration"
         ) from problem

@@ -10,6 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from . import postgres
+
 # A busy machine is no failure.
 hypothesis.settings.register_profile("unhurried", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("unhurried")
@@ -39,7 +41,16 @@ def _no_image() -> str:
     return ""
 
 
-NEEDS: dict[str, Callable[[], str]] = {"browser": _no_browser, "docker": _no_docker, "image": _no_image}
+def _no_postgresql() -> str:
+    return postgres.lacking()
+
+
+NEEDS: dict[str, Callable[[], str]] = {
+    "browser": _no_browser,
+    "docker": _no_docker,
+    "image": _no_image,
+    "postgresql": _no_postgresql,
+}
 """Marker → what its tests lack on this machine, in words; empty when nothing."""
 
 
@@ -56,6 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = _required(config) - set(NEEDS)
     if unknown:
         raise pytest.UsageError(f"--require: {sorted(unknown)} is not among {sorted(NEEDS)}.")
+
+
+def pytest_unconfigure() -> None:
+    postgres.end_shared()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

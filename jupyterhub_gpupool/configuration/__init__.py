@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import importlib
 import importlib.util
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jupyterhub.app import JupyterHub
 from traitlets import Dict, List, TraitError
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import LazyConfigValue
@@ -19,8 +21,10 @@ from traitlets.config.loader import LazyConfigValue
 from .. import profiles
 from ..devices.nvidia.inventory import NvidiaDevices
 from ..devices.simulated import SimulatedDevices
-from ..ledger import file_of, url_of
+from ..errors import Unavailable
+from ..ledger import OTHER_HUB, HubRow, file_of, url_of
 from ..pool import GPUPool
+from ..pool.claim import claim
 from ..service.app import GPUPoolService
 from ..spawners.base import GPUPoolMixin
 from . import hub
@@ -31,7 +35,11 @@ BACKENDS: dict[str, str] = {
 }
 """The spawner of each backend; imported only where it is used, because each needs packages of its own."""
 
-ENGINE_ENVIRONMENT = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
+HANDED_ENVIRONMENT = (
+    *("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),
+    *("PGPASSFILE", "PGSERVICEFILE", "PGSSLMODE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGPASSWORD"),
+)
+"""The service speaks to the same engine as the spawners, and to the same database as the hub."""
 
 SCOPES = ["read:servers", "delete:servers"]
 """``read:servers``: is a server known, and since when; ``delete:servers``: stop an idle one, cancel a start."""
@@ -86,7 +94,9 @@ def apply(c: Config, backend: str) -> None:
     _service(c, state)
     hub.write(c, spawner, state)
     for sentence in profiles.warnings(pool.offer):
-        print(f"gpupool: {sentence}", file=sys.stderr)
+        _say(sentence)
+    if JupyterHub.initialized():  # not so for `jupyterhub token`, and for who only reads the file
+        _claim(pool)
 
 
 def devices_of(c: Config) -> str:
@@ -118,14 +128,16 @@ def devices_of(c: Config) -> str:
 
 
 def _state(c: Config) -> Path:
-    """The folder for what the pool keeps: where the ledger is, or the working directory."""
+    """The folder for what the pool keeps: the ledger's, or the one that is named for a ledger on a server."""
     url = str(c.GPUPool.get("database_url") or "sqlite:///gpupool.sqlite")
     try:
         file = file_of(url)
     except ValueError as problem:
         _stop(f"c.GPUPool.database_url: {problem}")
     if file is None:
-        return Path.cwd()
+        state = Path(c.GPUPoolService.get("state_dir") or ".").resolve()
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return state
     file = file.resolve()
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     c.GPUPool.database_url = url_of(file)  # the service has a working directory of its own
@@ -159,8 +171,7 @@ def _service(c: Config, state: Path) -> None:
             "command": [sys.executable, "-m", "jupyterhub_gpupool", "service", str(path)],
             "environment": {
                 "GPUPOOL_HUB_PID": str(os.getpid()),
-                # The service speaks to the same engine as the spawners.
-                **{name: os.environ[name] for name in ENGINE_ENVIRONMENT if name in os.environ},
+                **{name: os.environ[name] for name in HANDED_ENVIRONMENT if name in os.environ},
             },
             "oauth_no_confirm": True,
             "display": True,
@@ -241,6 +252,37 @@ def _overridden(profile: profiles.Profile) -> set[str]:
         layers += [choice.layer for choice in option.choices.values()]
         layers += [option.unlisted.entry] if option.unlisted else []
     return {name for layer in layers for name in layer.get("spawner_override") or {}}
+
+
+def _claim(pool: GPUPool) -> None:
+    """Let this hub serve the pool, and say so from now on; stop it while another one does.
+
+    A ledger that cannot be opened now stops nobody: sessions are to be adopted once it can.
+    """
+    try:
+        ledger = pool.ledger()
+        try:
+            claim(ledger, pool.hub_name, patience=ledger.policy.beat_age + 1, waits=_tell_wait)
+        finally:
+            ledger.close_database()
+    except Unavailable as problem:
+        if problem.reason == OTHER_HUB:
+            _stop(problem.message)
+        _say(problem.message)
+    hub = JupyterHub.instance()
+    # Not before the whole configuration is read: this is the pool of the spawners, too.
+    asyncio.get_running_loop().call_soon(lambda: GPUPool.shared(config=hub.config, log=hub.log).begin())
+
+
+def _tell_wait(other: HubRow) -> None:
+    _say(
+        f"The hub {other.name!r} on {other.host} served this pool {max(0.0, other.silent):.0f} s ago; waiting for it "
+        "to be gone, or to say that it lives."
+    )
+
+
+def _say(sentence: str) -> None:
+    print(f"gpupool: {sentence}", file=sys.stderr, flush=True)
 
 
 def _stop(sentence: str) -> NoReturn:

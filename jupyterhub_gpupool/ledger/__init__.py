@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy import or_, select, update
 
 from .. import fairness, placement
 from ..errors import Unavailable
 from ..model import NEW, Device, Lease, Request, Sample, Session, State
-from . import checks, observations, rows, transitions
+from . import checks, hubs, observations, rows, transitions
 from . import schema as t
 from .admin import Admin
 from .checks import Check
 from .counts import Budgets, queue_usage
+from .hubs import OTHER_HUB, HubRow
 from .observations import Observation
 from .preview import Touched, preview
 from .reading import Reader
@@ -34,8 +35,10 @@ from .turns import Policy
 from .views import Event, Reading, Snapshot, Waiting
 
 __all__ = [
+    "OTHER_HUB",
     "Check",
     "Event",
+    "HubRow",
     "Ledger",
     "LimitRow",
     "Observation",
@@ -51,31 +54,33 @@ __all__ = [
     "url_of",
 ]
 
-_beat = update(t.hubs).where(t.hubs.c.name == bindparam("hub"))
-
 
 class Ledger(Reader, Admin):
     """The ledger of one pool."""
 
     # --- the hub's side: a spawn ---------------------------------------------------------------
 
-    def register_hub(self, hub: str) -> int:
-        """See :func:`transitions.register_hub`."""
+    def register_hub(self, hub: str, *, host: str = "", process: str = "", gone: Collection[str] = ()) -> int:
+        """See :func:`hubs.register`."""
         with self.store.write() as tx:
-            return transitions.register_hub(tx, hub)
+            return hubs.register(tx, hub, host, process, gone, self.policy.beat_age)
 
-    def beat(self, hub: str) -> None:
-        """Say that the hub's process lives; a hub that was away for long is served again from here on."""
+    def beat(self, hub: str, process: str = "") -> bool:
+        """Say that the hub's process lives; a hub that was away for long is served again from here on.
+
+        False: the pool is not its own, it has to register first.
+        """
         with self.store.write() as tx:
-            before = tx.run(select(t.hubs.c.beat_at).where(t.hubs.c.name == hub)).scalar_one_or_none()
-            tx.run(_beat, {"hub": hub, "beat_at": tx.now})
-            if before is not None and before < tx.now - self.policy.beat_age:
+            silent = hubs.beat(tx, hub, process)
+            if silent is not None and silent > self.policy.beat_age:
                 self._serve(tx)
+            return silent is not None
 
-    def enqueue(self, hub: str, request: Request) -> Lease:
+    def enqueue(self, hub: str, request: Request, process: str = "") -> Lease:
         """Ask for a slice.  Idempotent: the open lease of this owner and server is returned as it is.
 
-        Raises Rejected when it could never be granted, Unavailable when the queue is full.
+        Raises Rejected when it could never be granted, Unavailable when the queue is full, or when another hub
+        than that of ``process`` serves the pool.
         """
         with self.store.write() as tx:
             owner = transitions.owner_key(tx, request.owner)
@@ -84,7 +89,8 @@ class Ledger(Reader, Admin):
                 return transitions.reread(tx, row.id)
             rules = self._grants.rules(tx.conn, tx.limits_version)
             gpus = self._could_be(tx, request, rules)
-            tx.run(_beat, {"hub": hub, "beat_at": tx.now})
+            if hubs.beat(tx, hub, process) is None and process:
+                hubs.refuse_other(tx, hub, process)
             if row is None:
                 self._may_ask(tx, request, gpus, rules)
                 waiting = (

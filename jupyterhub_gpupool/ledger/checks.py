@@ -152,7 +152,7 @@ def end_suspicions(tx: Transaction, suspect_for: float) -> bool:
 
 def note_foreign(tx: Transaction, found: Mapping[str, str]) -> None:
     """Write beside each device what others run on it; on devices that are not named there is nothing."""
-    for device, before in tx.run(select(t.devices.c.id, t.devices.c.foreign)).all():
+    for device, before in tx.run(select(t.devices.c.id, t.devices.c.foreign).order_by(t.devices.c.id)).all():
         now = sentence(found.get(device, ""))
         if now != before:
             tx.run(update(t.devices).where(t.devices.c.id == device).values(foreign=now))

@@ -70,5 +70,11 @@ def to_2(conn: Connection) -> None:
         conn.exec_driver_sql(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (to_2,)
+def to_3(conn: Connection) -> None:
+    """Add which process of which machine a hub is."""
+    for name in ("host", "process"):
+        conn.exec_driver_sql(f"ALTER TABLE hubs ADD COLUMN {name} VARCHAR(255) DEFAULT '' NOT NULL")
+
+
+MIGRATIONS: tuple[Migration, ...] = (to_2, to_3)
 """The n-th takes a database from schema version n to n + 1."""

@@ -9,11 +9,12 @@ from sqlalchemy import select
 
 from .. import fairness
 from ..model import Device, Lease
-from . import checks, views
+from . import checks, hubs, views
 from . import schema as t
 from .base import Base
 from .checks import Check
 from .counts import Budgets
+from .hubs import HubRow
 from .verify import problems
 from .views import Event, Snapshot, Waiting
 
@@ -31,6 +32,11 @@ class Reader(Base):
         with self.store.read() as (conn, now):
             version = conn.execute(select(t.pool.c.limits_version)).scalar_one()
             return Budgets(conn.execute, now, self._grants.rules(conn, version)).of(user, groups)
+
+    def hubs(self) -> tuple[HubRow, ...]:
+        """See :func:`hubs.claims`."""
+        with self.store.read() as (conn, now):
+            return hubs.claims(conn, now)
 
     def devices(self, ids: Collection[str]) -> tuple[Device, ...]:
         """See :func:`checks.devices`."""

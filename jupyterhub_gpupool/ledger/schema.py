@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     Float,
@@ -24,7 +25,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+# What grows with every transaction.  SQLite's own integers are wide enough, and only these count up by themselves.
+Wide = BigInteger().with_variant(Integer(), "sqlite")
 
 metadata = MetaData()
 
@@ -32,10 +36,10 @@ pool = Table(
     "pool",
     metadata,
     Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
-    Column("version", Integer, nullable=False),
+    Column("version", Wide, nullable=False),
     Column("schema_version", Integer, nullable=False),
     Column("inventory", Integer, nullable=False),  # raised when a device changes; keys the process's cache
-    Column("epoch", Integer, nullable=False),  # raised at each grant; part of the session's name
+    Column("epoch", Wide, nullable=False),  # raised at each grant; part of the session's name
     Column("settled_at", Float),  # since when all running sessions have been looked at; NULL: grant nothing
     Column("leader", String(64), nullable=False),
     Column("leader_until", Float, nullable=False),
@@ -62,7 +66,10 @@ hubs = Table(
     Column("name", String(255), primary_key=True),
     Column("epoch", Integer, nullable=False),
     Column("beat_at", Float, nullable=False),
+    Column("host", String(255), nullable=False, server_default=""),
+    Column("process", String(255), nullable=False, server_default=""),  # empty: nobody claims the pool
 )
+"""Hubs of this pool.  One at a time may serve it: who has a process here, and says again and again that it lives."""
 
 owners = Table(
     "owners",
@@ -117,12 +124,12 @@ leases = Table(
     Column("step", Integer, nullable=False),
     Column("held", Integer, nullable=False),
     Column("open_key", Integer),
-    Column("version", Integer, nullable=False),
-    Column("epoch", Integer, nullable=False),
+    Column("version", Wide, nullable=False),
+    Column("epoch", Wide, nullable=False),
     Column("session", String(255), unique=True),
     Column("hub", String(255), nullable=False),
     Column("left_at", Float),  # since when no hub process waits for it; NULL: one does
-    Column("ticket", Integer, nullable=False),  # order of arrival
+    Column("ticket", Wide, nullable=False),  # order of arrival
     Column("wish", Text, nullable=False),
     Column("terms", Text, nullable=False),
     Column("groups", Text, nullable=False),
@@ -183,7 +190,7 @@ leases = Table(
 events = Table(
     "events",
     metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("seq", Wide, primary_key=True, autoincrement=True),
     Column("at", Float, nullable=False),
     Column("actor", String(255), nullable=False),
     Column("action", String(32), nullable=False),

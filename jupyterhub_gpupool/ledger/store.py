@@ -6,39 +6,21 @@ before anything is read, so SQLite and PostgreSQL behave alike and nothing is de
 
 from __future__ import annotations
 
-import os
-import shutil
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Float,
-    create_engine,
-    event,
-    func,
-    insert,
-    inspect,
-    literal_column,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy import Connection, Float, MetaData, insert, inspect, literal_column, select, update
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from ..errors import LeaseConflict, Unavailable
+from ..errors import LeaseConflict, Rejected, Unavailable
 from ..model import CELLS_PER_GPU, LEGAL
 from . import schema as t
+from .databases import Database, database_of, parse
 from .migrations import MIGRATIONS, Migration
-
-BUSY_TIMEOUT = 20.0
-"""Seconds that a transaction waits for the write lock before the ledger counts as locked."""
 
 _take_lock = (
     update(t.pool)
@@ -52,10 +34,6 @@ _take_lock = (
         t.pool.c.limits_version,
     )
 )
-_SQLITE_TIME = "(julianday('now') - 2440587.5) * 86400.0"
-_SQLITE_NOW = text(f"SELECT {_SQLITE_TIME}")
-# A statement less in every transaction: the time comes with the lock.
-_sqlite_take_lock = _take_lock.returning(literal_column(_SQLITE_TIME, Float).label("now"))
 
 
 @dataclass(slots=True)
@@ -77,19 +55,8 @@ class Transaction:
 
 def file_of(url: str) -> Path | None:
     """The file of a ledger; None for a server.  Raises ValueError with a sentence for what is no such URL."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise ValueError(
-            f"{url!r} is not an SQLAlchemy URL such as 'sqlite:////srv/gpupool.sqlite'."
-        ) from None
-    if parsed.get_backend_name() != "sqlite":
-        return None
-    if not parsed.database:
-        raise ValueError(
-            "A ledger in memory is lost with its process; name a file: 'sqlite:////srv/gpupool.sqlite'."
-        )
-    return Path(parsed.database)
+    parsed = parse(url)
+    return Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
 
 
 def url_of(file: Path) -> str:
@@ -112,64 +79,39 @@ class Store:
         prepare: bool = True,
     ) -> None:
         self._clock = clock
-        self.url = make_url(url)
-        if not prepare and self.url.get_backend_name() == "sqlite":
-            _must_be_ledger(str(self.url.database))
-        self.engine = self._connect()
-        with _in_words(self.url.database):
+        try:
+            self.url = parse(url)
+        except ValueError as problem:
+            raise Unavailable(str(problem), reason="ledger") from None
+        self.database: Database = database_of(self.url)
+        if not prepare:
+            self.database.must_be_ledger()
+        self.engine = self.database.engine()
+        self._reading = self.database.reading(self.engine)
+        # A statement less in every transaction: the time comes with the lock.
+        time = literal_column(self.database.now, Float).label("now")
+        self._take_lock = _take_lock if clock is not None else _take_lock.returning(time)
+        self._now_is = select(time)
+        with self._in_words():
             self._prepare(migrations, prepare)
-
-    def _connect(self) -> Engine:
-        if self.url.get_backend_name() != "sqlite":
-            try:
-                return create_engine(self.url)
-            except (NoSuchModuleError, ModuleNotFoundError) as problem:
-                driver = self.url.drivername
-                raise Unavailable(
-                    f"No driver for {driver!r} databases is installed here.", reason="ledger"
-                ) from problem
-        path = self.url.database
-        if path and not os.path.exists(path):
-            # Created by us first, so that it is never readable by others, not even for a moment.  Only where
-            # it is not there: closing a file that SQLite has open drops the locks of this whole process.
-            with _in_words(path):
-                try:
-                    Path(path).parent.mkdir(parents=True, exist_ok=True)
-                    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-                except OSError as problem:
-                    raise Unavailable(
-                        f"The ledger {path} cannot be opened: {problem.strerror}.", reason="ledger"
-                    ) from problem
-        engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False})
-
-        @event.listens_for(engine, "connect")
-        def _configure(connection: Any, _record: Any) -> None:
-            connection.isolation_level = None  # we say BEGIN ourselves; pysqlite's guesses come too late
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-                connection.execute(f"PRAGMA {pragma}")
-
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN")
-
-        return engine
 
     def _prepare(self, migrations: Sequence[Migration], change: bool) -> None:
         with self.engine.begin() as conn:
+            self.database.admit(conn)
             known = inspect(conn).has_table("pool")
             found = int(conn.execute(select(t.pool.c.schema_version)).scalar_one()) if known else 0
         wanted = t.SCHEMA_VERSION + len(migrations) - len(MIGRATIONS)
         if found > wanted:
             raise Unavailable(
-                f"The ledger {self.url.database} was written by a newer version (schema {found}, this version "
-                f"knows {wanted}). Install that version again or give GPUPool.database_url another file.",
+                f"The ledger {self.database.place} was written by a newer version (schema {found}, this version "
+                f"knows {wanted}). Install that version again or give GPUPool.database_url another database.",
                 reason="ledger",
             )
         if found == wanted:
             return
         if not change:
             raise Unavailable(
-                f"The database {self.url.database} has "
+                f"The database {self.database.place} has "
                 + (f"a ledger of an older version (schema {found})" if found else "no ledger in it")
                 + "; the hub makes it what it must be at its next start.",
                 reason="ledger",
@@ -177,8 +119,7 @@ class Store:
         if not found:
             self._create()
             return
-        if self.url.get_backend_name() == "sqlite" and self.url.database:
-            self._copy(found)
+        self.database.keep(self.engine, found)
         with self.engine.begin() as conn:
             conn.execute(update(t.pool).values(version=t.pool.c.version + 1))
             now_at = int(conn.execute(select(t.pool.c.schema_version)).scalar_one())
@@ -186,23 +127,16 @@ class Store:
                 migrate(conn)
             conn.execute(update(t.pool).values(schema_version=wanted))
 
-    def _copy(self, found: int) -> None:
-        """Keep the file as it is before a migration, beside it."""
-        path = str(self.url.database)
-        with self.engine.connect() as conn:
-            conn.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        self.engine.dispose()  # closing a copied file would drop the locks of connections that are open
-        shutil.copy2(path, f"{path}.schema-{found}")
-
     def _create(self) -> None:
         with self.engine.begin() as conn:
-            if self.url.get_backend_name() == "sqlite":
-                # Two processes may create the file at once: the write lock lets one at a time look.
-                conn.exec_driver_sql("CREATE TABLE IF NOT EXISTS creating (n INTEGER)")
-                conn.exec_driver_sql("DROP TABLE creating")
+            self.database.one_at_a_time(conn)
             if inspect(conn).has_table("pool"):
                 return
-            t.metadata.create_all(conn)
+            # Of a copy: where two tables name each other, their making marks the keys for the engine it was for.
+            made = MetaData()
+            for table in t.metadata.tables.values():
+                table.to_metadata(made)
+            made.create_all(conn)
             conn.execute(insert(t.cell_numbers), [{"n": n} for n in range(CELLS_PER_GPU)])
             conn.execute(insert(t.transitions), [{"from_state": a, "to_state": b} for a, b in sorted(LEGAL)])
             conn.execute(
@@ -221,72 +155,58 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[Transaction]:
         """Open a writing transaction; it commits at the end of the block or leaves no trace."""
-        with _in_words(self.url.database), self.engine.begin() as conn:
-            timed = self._clock is None and self.engine.dialect.name == "sqlite"
-            row = conn.execute(_sqlite_take_lock if timed else _take_lock).one()
-            now = row.now if timed else self._now(conn)
+        with self._in_words() as told, self.engine.begin() as conn:
+            row = conn.execute(self._take_lock).one()
+            now = row.now if self._clock is None else self._clock()
             settled = row.settled_at is not None
             yield Transaction(conn, now, row.version, row.inventory, row.epoch, settled, row.limits_version)
+            told.committing = True
 
     @contextmanager
     def read(self) -> Iterator[tuple[Connection, float]]:
         """Open a reading transaction: one consistent view, and the database's time."""
-        with _in_words(self.url.database), self.engine.connect() as conn, conn.begin():
-            yield conn, self._now(conn)
-
-    def _now(self, conn: Connection) -> float:
-        if self._clock is not None:
-            return self._clock()
-        if self.engine.dialect.name == "sqlite":
-            return float(conn.execute(_SQLITE_NOW).scalar_one())
-        return float(conn.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
+        with self._in_words(), self._reading.connect() as conn, conn.begin():
+            yield (
+                conn,
+                float(conn.execute(self._now_is).scalar_one()) if self._clock is None else self._clock(),
+            )
 
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
 
+    @contextmanager
+    def _in_words(self) -> Iterator[_Told]:
+        """Turn a database's error into the pool's own, with what can be done about it."""
+        told = _Told()
+        try:
+            yield told
+        except IntegrityError as problem:
+            raise LeaseConflict(
+                f"The ledger refused a change that would break its rules: {problem.orig}"
+            ) from problem
+        except (DataError, UnicodeEncodeError) as problem:
+            raise Rejected(
+                "The ledger cannot keep this: a name has more than 255 characters, or one that is no text "
+                "(such as NUL), or a number is too large.",
+                reason="not-text",
+            ) from problem
+        except DBAPIError as problem:
+            unsure = told.committing and problem.connection_invalidated
+            rest = (
+                "Whether the last change was written is seen when it answers again"
+                if unsure
+                else "Nothing was changed"
+            )
+            raise Unavailable(
+                f"The pool's ledger {self.database.place} {self.database.words(problem)}. {rest}; "
+                "running sessions are not touched.",
+                reason="ledger",
+            ) from problem
 
-def _must_be_ledger(path: str) -> None:
-    """Raise Unavailable for a file that is not there or is something else, and leave it as it is.
 
-    Looked at read-only: opening it in the usual way would already change how SQLite keeps it.
-    """
-    if not os.path.isfile(path):
-        raise Unavailable(f"There is no ledger {path}; the hub makes it at its first start.", reason="ledger")
-    try:
-        with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as conn:
-            known = conn.execute(
-                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'pool'"
-            ).fetchone()
-    except sqlite3.Error as problem:
-        raise Unavailable(
-            f"The file {path} cannot be read as a ledger: {problem}.", reason="ledger"
-        ) from problem
-    if known is None:
-        raise Unavailable(f"The file {path} is not the ledger of a pool.", reason="ledger")
+@dataclass(slots=True)
+class _Told:
+    """How far a transaction came."""
 
-
-@contextmanager
-def _in_words(place: str | None) -> Iterator[None]:
-    """Turn a database's error into the pool's own, with what can be done about it."""
-    try:
-        yield
-    except IntegrityError as problem:
-        raise LeaseConflict(
-            f"The ledger refused a change that would break its rules: {problem.orig}"
-        ) from problem
-    except (OperationalError, DBAPIError) as problem:
-        said = str(problem.orig)
-        known = {
-            "database is locked": "is locked by another program",
-            "readonly": "cannot be written: its file or folder is read-only",
-            "disk is full": "cannot be written: the disk is full",
-            "disk I/O error": "cannot be written: the disk reports an error",
-            "unable to open": "cannot be opened",
-            "not a database": "is not a SQLite database",
-        }
-        words = next((words for key, words in known.items() if key in said), f"does not answer: {said}")
-        raise Unavailable(
-            f"The pool's ledger {place or ''} {words}. Nothing was changed; running sessions are not touched.",
-            reason="ledger",
-        ) from problem
+    committing: bool = False

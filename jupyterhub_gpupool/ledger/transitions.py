@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import Integer, String, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import Integer, String, bindparam, case, delete, func, insert, literal, select, update
 
 from ..cells import ranges, runs
 from ..errors import LeaseConflict
@@ -109,26 +109,6 @@ def expect(row: Any, *states: State, version: int | None = None) -> None:
         raise LeaseConflict(f"Lease {row.id} is {row.state}, not {wanted}.")
     if version is not None and row.version != version:
         raise LeaseConflict(f"Lease {row.id} has changed since it was judged.")
-
-
-def register_hub(tx: Transaction, hub: str) -> int:
-    """Begin a new epoch of a hub.  Whatever its former process waited for or launched is left alone."""
-    row = tx.run(select(t.hubs).where(t.hubs.c.name == hub)).one_or_none()
-    epoch = row.epoch + 1 if row else 1
-    if row:
-        tx.run(update(t.hubs).where(t.hubs.c.name == hub).values(epoch=epoch, beat_at=tx.now))
-        tx.run(
-            update(t.leases)
-            .where(
-                t.leases.c.hub == hub,
-                t.leases.c.left_at.is_(None),
-                t.leases.c.state.in_([State.QUEUED.value, State.STARTING.value]),
-            )
-            .values(left_at=tx.now)
-        )
-    else:
-        tx.run(insert(t.hubs).values(name=hub, epoch=epoch, beat_at=tx.now))
-    return int(epoch)
 
 
 def owner_key(tx: Transaction, owner: Owner) -> str:
@@ -281,7 +261,7 @@ def adopt(tx: Transaction, found: Session, request: Request, pool: str) -> str |
         doubt_since=tx.now,
     )
     claim(tx, key, tuple(items))
-    tx.run(update(t.pool).values(epoch=func.max(t.pool.c.epoch, epoch)))
+    tx.run(update(t.pool).values(epoch=case((t.pool.c.epoch < epoch, epoch), else_=t.pool.c.epoch)))
     return key
 
 

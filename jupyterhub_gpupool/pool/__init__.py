@@ -25,6 +25,7 @@ from ..model import Lease, Limit, Request, State
 from ..profiles import Availability
 from ..profiles import read as read_profiles
 from .availability import available
+from .claim import claim, this_process
 from .following import Watch, transition_line
 
 __all__ = ["GPUPool", "available", "transition_line"]
@@ -38,7 +39,7 @@ TOLD_AT_ONCE = 30
 DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 BEAT_INTERVAL = 4.0
-"""Seconds between two signs of life of a hub for which somebody waits."""
+"""Seconds between two signs of life of a hub."""
 
 
 class GPUPool(LoggingConfigurable):
@@ -52,13 +53,17 @@ class GPUPool(LoggingConfigurable):
 
     hub_name = Unicode(
         "hub",
-        help="""Name of this hub in the ledger. Give each hub its own when several share one ledger.""",
+        help="""Name of this hub in the ledger: 1 to 40 letters, digits, dots, dashes and underscores. One ledger
+        serves one hub at a time, whatever their names: a second one does not start while the first says that it
+        lives, and takes over when that one is gone. Example: ``"hub-a"``.""",
     ).tag(config=True)
 
     database_url = Unicode(
         "sqlite:///gpupool.sqlite",
         help="""Where the ledger is, as an SQLAlchemy URL. A SQLite file must lie on a local disk (not NFS); it is
-        made with mode 0600. Example: ``"sqlite:////srv/jupyterhub/gpupool.sqlite"``.""",
+        made with mode 0600. A PostgreSQL server (15 or later) needs the extra ``postgresql``; see
+        ``docs/postgresql.md``. Examples: ``"sqlite:////srv/jupyterhub/gpupool.sqlite"``,
+        ``"postgresql://gpupool@db.example.org/gpupool"``.""",
     ).tag(config=True)
 
     profiles = List(
@@ -215,6 +220,8 @@ class GPUPool(LoggingConfigurable):
         self._watched: dict[str, Watch] = {}
         self._moves: list[tuple[Lease, str]] = []  # of the verb that runs on the worker thread
         self._watcher: asyncio.Task[None] | None = None
+        self._beats: asyncio.Task[None] | None = None
+        self._process = this_process()
 
     # --- the worker thread ---------------------------------------------------------------------
 
@@ -271,24 +278,43 @@ class GPUPool(LoggingConfigurable):
     async def enqueue(self, request: Request) -> Lease:
         """Ask for a slice; see :meth:`Ledger.enqueue`."""
 
-        def enqueue() -> Lease:
-            ledger = self.ledger()
-            if not self._registered:
-                ledger.register_hub(self.hub_name)
-                self._registered = True
-            return ledger.enqueue(self.hub_name, request)
+        await self.register()
+        lease: Lease = await self.ask("enqueue", self.hub_name, request, self._process)
+        return lease
 
-        return await self.call(enqueue)
+    def begin(self) -> None:
+        """Say from now on that this hub lives.  Needs the event loop that runs."""
+        if self._beats is None or self._beats.done():
+            self._beats = asyncio.create_task(self._beat())
 
     async def register(self) -> None:
-        """Begin a new epoch of this hub, once in a process."""
+        """Begin a new epoch of this hub, once in a process.  Raises Unavailable while another hub serves the pool."""
+        self.begin()
+        if not self._registered:
+            await self.call(self._register)
 
-        def register() -> None:
-            if not self._registered:
-                self.ledger().register_hub(self.hub_name)
-                self._registered = True
+    def _register(self) -> None:
+        if not self._registered:
+            claim(self.ledger(), self.hub_name)
+            self._registered = True
 
-        await self.call(register)
+    async def _beat(self) -> None:
+        """Say again and again that this hub lives, and take the pool back where it was lost and is free."""
+        said = ""
+        while True:
+            try:
+                if self._registered and not await self.ask("beat", self.hub_name, self._process):
+                    self._registered = False
+                if not self._registered:
+                    await self.call(self._register)
+                said = ""
+            except GPUPoolError as problem:
+                if problem.reason != said:
+                    said = problem.reason
+                    self.log.error("This hub cannot say that it lives: %s", problem.message)
+            except Exception:  # whatever it is, a hub that falls silent would be taken as gone
+                self.log.exception("This hub cannot say that it lives")
+            await asyncio.sleep(BEAT_INTERVAL)
 
     async def follow(self, lease: str, until: frozenset[State]) -> AsyncIterator[Waiting]:
         """Yield state and place of a lease whenever they change, the last one in one of the states named.
@@ -326,13 +352,9 @@ class GPUPool(LoggingConfigurable):
                 self._watched.pop(lease, None)
 
     async def _watch(self) -> None:
-        """Read the queue for everybody who waits in this process, and say that the hub lives."""
-        beat_at = 0.0
+        """Read the queue for everybody who waits in this process."""
         while self._watched:
             try:
-                if time.monotonic() - beat_at >= BEAT_INTERVAL:
-                    await self.ask("beat", self.hub_name)
-                    beat_at = time.monotonic()
                 found = await self.ask("watch", tuple(self._watched))
             except GPUPoolError as problem:
                 self.log.warning("The queue cannot be read, everybody keeps their place: %s", problem.message)

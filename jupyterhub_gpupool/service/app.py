@@ -97,7 +97,9 @@ class GPUPoolService(Application):
 
     state_dir = Unicode(
         ".",
-        help="""Folder for the service's private files (its cookie secret). ``configure`` sets it.""",
+        help="""Folder for what the pool keeps beside its ledger: the service's configuration, cookie secret and port.
+        ``configure`` sets it to the folder of a SQLite ledger; for one on a server it is the hub's working directory
+        where nothing is set. Example: ``"/srv/jupyterhub/gpupool"``.""",
     ).tag(config=True)
 
     metrics_port = Integer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from traitlets.config import Config
@@ -61,13 +60,13 @@ class Bench:
 
     trusted = True
 
-    def __init__(self, folder: Path, gpus: int, mode: str = "reclaim", **settings: Any) -> None:
+    def __init__(self, url: str, gpus: int, mode: str = "reclaim", **settings: Any) -> None:
         self.clock, self.counters = Clock(), Counters()
         self.gpus: tuple[Device, ...] = tuple(gpu(n) for n in range(gpus))
         self.busy: set[str] = set()
         self.unknown: set[str] = set()
         self.away = False  # whether the hub says nothing
-        self.url = f"sqlite:///{folder / 'bench.sqlite'}"
+        self.url = url
         self.pool = GPUPool(config=Config({"GPUPool": {"database_url": self.url, **settings}}))
         self.ledger = Ledger(self.url, self.pool.policy, clock=self.clock, on_move=self.pool._moved)
         self.pool._ledger = self.ledger

@@ -1,4 +1,4 @@
-"""A real ledger in a file of its own; its rules are checked after every test."""
+"""A real ledger in a file or database of its own, once on each engine; its rules are checked after every test."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from jupyterhub_gpupool.model import (
     Terms,
     Wish,
 )
+
+from .. import postgres
 
 A100 = 81920
 WHOLE = Wish(kind=Kind.GPU, count=1)
@@ -76,15 +78,62 @@ def clock() -> Clock:
     return Clock()
 
 
+class Databases:
+    """Where the ledgers of one test are: one for each name."""
+
+    def __init__(self, engine: str, folder: Path) -> None:
+        self.engine, self._folder = engine, folder
+        self._made: dict[str, str] = {}
+
+    def url(self, name: str = "l", *, empty: bool = False) -> str:
+        """The URL of the ledger with this name; on a server a new one, in an ``empty`` database none."""
+        if self.engine == "sqlite":
+            return f"sqlite:///{self._folder / name}.sqlite"
+        server = postgres.shared()
+        if name not in self._made:
+            self._made[name] = server.empty() if empty else server.ledger()
+        return server.url(self._made[name])
+
+    def again(self) -> str:
+        """The URL of a new ledger, in the place of the one before."""
+        for old in self._folder.glob("again.sqlite*"):
+            old.unlink()
+        if "again" in self._made:
+            postgres.shared().drop(self._made.pop("again"))
+        return self.url("again")
+
+    def close(self) -> None:
+        for database in self._made.values():
+            postgres.shared().drop(database)
+
+
+ENGINES = [pytest.param("sqlite"), pytest.param("postgresql", marks=pytest.mark.postgresql)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run whatever opens a ledger on both engines; the mark ``engine`` names one where a test is about that one."""
+    if "databases" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("engine")
+        wanted = [param for param in ENGINES if mark is None or param.values[0] in mark.args]
+        metafunc.parametrize("databases", wanted, indirect=True)
+
+
+@pytest.fixture
+def databases(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databases]:
+    made = Databases(request.param, tmp_path)
+    yield made
+    made.close()
+
+
 Make = Callable[..., Ledger]
 
 
 @pytest.fixture
-def make(tmp_path: Path, clock: Clock) -> Iterator[Make]:
+def make(databases: Databases, clock: Clock) -> Iterator[Make]:
     made: list[Ledger] = []
 
     def make(policy: Policy | None = None, devices: tuple[Device, ...] = DEVICES, name: str = "l") -> Ledger:
-        ledger = Ledger(f"sqlite:///{tmp_path / name}.sqlite", policy, clock=clock)
+        ledger = Ledger(databases.url(name), policy, clock=clock)
         made.append(ledger)
         ledger.sync_inventory(devices)
         ledger.settle()
@@ -100,6 +149,11 @@ def make(tmp_path: Path, clock: Clock) -> Iterator[Make]:
 @pytest.fixture
 def ledger(make: Make) -> Ledger:
     return make()
+
+
+def url_of(ledger: Ledger) -> str:
+    """Where the ledger is; for a second one on the same."""
+    return ledger.store.url.render_as_string(hide_password=False)
 
 
 def run(ledger: Ledger, user: str, wish: Wish = HALF, **kwargs: object) -> Lease:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
 from jupyterhub_gpupool.books import DAY, HOUR
 
 from .bench import INTERVAL, Bench
-from .conftest import HALF
+from .conftest import HALF, Databases
 
 
-def test_the_books_sum_to_the_database_times_and_know_the_idle(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, 1, limits={"group:vision": {"gpus": 9}})
+def test_the_books_sum_to_the_database_times_and_know_the_idle(databases: Databases) -> None:
+    bench = Bench(databases.url("bench"), 1, limits={"group:vision": {"gpus": 9}})
     bench.clock.now = 20_000 * DAY - 65  # before midnight
     bench.busy = {"ada"}
     ada, linus = bench.ask("ada", "vision", wish=HALF), bench.ask("linus", wish=HALF)
@@ -55,8 +54,8 @@ def test_the_books_sum_to_the_database_times_and_know_the_idle(tmp_path: Path) -
     bench.close()
 
 
-def test_what_is_seen_between_two_sweeps_is_counted_for_the_metrics(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, 1, limits={"group:vision": {"gpus": 9}})
+def test_what_is_seen_between_two_sweeps_is_counted_for_the_metrics(databases: Databases) -> None:
+    bench = Bench(databases.url("bench"), 1, limits={"group:vision": {"gpus": 9}})
     bench.pass_time(1)
     bench.busy = {"ada"}
     ada = bench.ask("ada", "vision")

@@ -395,7 +395,7 @@ def test_activation_writes_runtime_and_url_in_its_own_transaction(ledger: Ledger
         ("UPDATE checks SET report = '[]'", "no report"),
         ("UPDATE checks SET image = ''", "no report"),
         ("UPDATE logs SET text = 'token=abc'", "the log of"),
-        ("UPDATE logs SET text = 'a' || char(27)", "the log of"),
+        ("UPDATE logs SET text = 'a\x1b'", "the log of"),
         ("UPDATE leases SET checked = '{\"passed\":true}'", "its check is not one"),
     ],
 )

@@ -13,7 +13,7 @@ from jupyterhub_gpupool import fairness
 from jupyterhub_gpupool.ledger import Ledger, Policy
 from jupyterhub_gpupool.model import Limit
 
-from .conftest import CPU, HALF, THIRD, WHOLE, Make, gpu, request_of
+from .conftest import CPU, HALF, THIRD, WHOLE, Make, gpu, request_of, url_of
 
 PROCESSES, KILLS, EVENTS = 64, 8, 400
 LIMITS = {
@@ -59,7 +59,7 @@ def start(url: str, seed: int) -> BaseProcess:
 def test_no_limit_is_exceeded_by_many_at_once(make: Make) -> None:
     # Time is the database's own here: the processes share it.
     first = make(POLICY, tuple(gpu(n) for n in range(4)))
-    url = str(first.store.url)
+    url = url_of(first)
     ledger, dice = Ledger(url, POLICY), random.Random(5)
     ledger.beat("hub")
     workers = [start(url, seed) for seed in range(PROCESSES)]

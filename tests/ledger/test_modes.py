@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +11,13 @@ import pytest
 from jupyterhub_gpupool.model import Decision, Session
 
 from . import world as worlds
+from .conftest import Databases
 from .world import World
 
 
-def play(folder: Path, script: Callable[[World], Awaitable[None]], mode: str = "reclaim") -> World:
+def play(databases: Databases, script: Callable[[World], Awaitable[None]], mode: str = "reclaim") -> World:
     async def run() -> World:
-        world = World(folder)
+        world = World(databases.again())
         world.sweep.rules.mode = mode
         try:
             await world.pass_time()
@@ -37,11 +37,11 @@ def actions(world: World) -> list[str]:
 @pytest.mark.parametrize(
     ("mode", "warned", "stopped"), [("observe", False, False), ("warn", True, False), ("reclaim", True, True)]
 )
-def test_modes(tmp_path: Path, mode: str, warned: bool, stopped: bool) -> None:
+def test_modes(databases: Databases, mode: str, warned: bool, stopped: bool) -> None:
     async def idle(world: World) -> None:
         await world.pass_time(10)
 
-    world = play(tmp_path, idle, mode)
+    world = play(databases, idle, mode)
     assert ("warn" in actions(world)) is warned
     assert ("stop" in actions(world)) is stopped
     if not stopped:
@@ -51,7 +51,7 @@ def test_modes(tmp_path: Path, mode: str, warned: bool, stopped: bool) -> None:
         assert (lease.deadline_seconds == 0) is warned
 
 
-def test_wanted_waits_until_somebody_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wanted_waits_until_somebody_does(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
     idle: dict[str, Any] = {**worlds.PROFILE["idle"], "when": "wanted"}  # type: ignore[dict-item]
     monkeypatch.setitem(worlds.PROFILE, "idle", idle)
 
@@ -64,10 +64,10 @@ def test_wanted_waits_until_somebody_does(tmp_path: Path, monkeypatch: pytest.Mo
         grace = next(lease for lease in world._reader.snapshot().leases if lease.user == "grace")
         assert grace.state == "active"
 
-    play(tmp_path, script)
+    play(databases, script)
 
 
-def test_use_inside_the_countdown_takes_the_warning_back(tmp_path: Path) -> None:
+def test_use_inside_the_countdown_takes_the_warning_back(databases: Databases) -> None:
     async def script(world: World) -> None:
         await world.pass_time(3)
         assert actions(world)[-1] == "warn"
@@ -80,10 +80,10 @@ def test_use_inside_the_countdown_takes_the_warning_back(tmp_path: Path) -> None
         (lease,) = world._reader.snapshot().leases
         assert lease.idle_seconds <= 2 * worlds.INTERVAL, "the idle time began anew"
 
-    play(tmp_path, script)
+    play(databases, script)
 
 
-def test_an_extension_holds_and_ends(tmp_path: Path) -> None:
+def test_an_extension_holds_and_ends(databases: Databases) -> None:
     async def script(world: World) -> None:
         await world.pass_time(3)
         (lease,) = world._reader.snapshot().leases
@@ -97,10 +97,10 @@ def test_an_extension_holds_and_ends(tmp_path: Path) -> None:
         await world.pass_time(2)
         assert actions(world)[-1] == "close"
 
-    play(tmp_path, script)
+    play(databases, script)
 
 
-def test_max_age_ends_a_busy_session_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_age_ends_a_busy_session_with_a_warning(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(worlds.PROFILE, "max_age", 100)
 
     async def script(world: World) -> None:
@@ -111,10 +111,10 @@ def test_max_age_ends_a_busy_session_with_a_warning(tmp_path: Path, monkeypatch:
         assert events["stop"] - events["warn"] >= worlds.WARN
         assert events["stop"] - events["activate"] >= 100
 
-    play(tmp_path, script)
+    play(databases, script)
 
 
-def test_a_session_that_was_reattached_is_reclaimed_like_any_other(tmp_path: Path) -> None:
+def test_a_session_that_was_reattached_is_reclaimed_like_any_other(databases: Databases) -> None:
     async def script(world: World) -> None:
         del world.rows["ada"]  # the hub has forgotten the server, the session runs on
         world.spawners.clear()
@@ -126,10 +126,10 @@ def test_a_session_that_was_reattached_is_reclaimed_like_any_other(tmp_path: Pat
         assert actions(world)[-3:] == ["warn", "stop", "close"]
         assert not world.backend.live
 
-    play(tmp_path, script)
+    play(databases, script)
 
 
-def test_a_marker_that_appears_later_is_left_alone(tmp_path: Path) -> None:
+def test_a_marker_that_appears_later_is_left_alone(databases: Databases) -> None:
     async def script(world: World) -> None:
         forged = Session(
             "gpupool-forged-9", "forged", "grace", "", "whole", {"GPU-0": (1, 2)}, "1" * 40 + ":0"
@@ -141,4 +141,4 @@ def test_a_marker_that_appears_later_is_left_alone(tmp_path: Path) -> None:
         assert world.sweep.last_problem == ""
         del world.backend.live[forged.name]
 
-    play(tmp_path, script)
+    play(databases, script)

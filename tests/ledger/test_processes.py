@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
+import signal
 import time
 from multiprocessing.process import BaseProcess
 
@@ -12,7 +14,7 @@ from sqlalchemy import text
 from jupyterhub_gpupool.ledger import Ledger
 from jupyterhub_gpupool.model import Wish
 
-from .conftest import CPU, HALF, SMALL_MIG, THIRD, WHOLE, Make, request_of
+from .conftest import CPU, HALF, SMALL_MIG, THIRD, WHOLE, Make, request_of, run, url_of
 
 WORKERS = 8
 KILLS = 60
@@ -57,7 +59,7 @@ def count(ledger: Ledger) -> int:
 
 def test_random_grants_with_kills(make: Make) -> None:
     ledger = make()
-    url, dice = str(ledger.store.url), random.Random(1)
+    url, dice = url_of(ledger), random.Random(1)
     workers = [start(url, seed) for seed in range(WORKERS)]
     try:
         for kill in range(KILLS):
@@ -78,3 +80,27 @@ def test_random_grants_with_kills(make: Make) -> None:
     events = ledger.events(count=1_000_000)
     assert sum(event.action == "grant" for event in events) > KILLS
     assert {event.to_state for event in events} >= {"queued", "starting", "active", "stopping", "closed"}
+
+
+def die_inside(url: str) -> None:
+    """Take the write lock, write what would be wrong if it stayed, and die."""
+    ledger = Ledger(url)
+    with ledger.store.write() as tx:
+        tx.run(text("DELETE FROM claims"))
+        tx.run(text("UPDATE devices SET used = 0"))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_inside_its_transaction_leaves_nothing_and_holds_up_nobody(make: Make) -> None:
+    ledger = make()
+    held = run(ledger, "ada", HALF)
+    version = ledger.snapshot().version
+    worker = multiprocessing.get_context("fork").Process(target=die_inside, args=(url_of(ledger),))
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGKILL
+    began = time.monotonic()
+    assert ledger.enqueue("hub", request_of("grace", HALF)).state == "starting"
+    assert time.monotonic() - began < 10, "the lock is not waited for until it times out"
+    assert ledger.snapshot().version == version + 1
+    assert ledger.lease(held.id) == held

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from jupyterhub_gpupool.errors import Rejected
 from jupyterhub_gpupool.model import Decision, Kind, Owner, Request, State, Terms, When, Wish
 
 from .bench import INTERVAL, Bench
+from .conftest import Databases
 
 WARN = 60.0
 SHARE: dict[str, Any] = {"group:vision": {"guaranteed_gpus": 2}}
@@ -19,11 +19,11 @@ Make = Callable[..., Bench]
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Make]:
+def bench(databases: Databases) -> Iterator[Make]:
     made: list[Bench] = []
 
     def make(gpus: int, **settings: Any) -> Bench:
-        made.append(Bench(tmp_path, gpus, **settings))
+        made.append(Bench(databases.url("bench"), gpus, **settings))
         return made[-1]
 
     yield make

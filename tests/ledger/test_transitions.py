@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from jupyterhub_gpupool.errors import LeaseConflict, Rejected, Unavailable
 from jupyterhub_gpupool.ledger import Ledger, Observation, Policy
+from jupyterhub_gpupool.ledger import databases as database_module
 from jupyterhub_gpupool.ledger import schema as tables
 from jupyterhub_gpupool.ledger import store as store_module
 from jupyterhub_gpupool.ledger.store import Store
@@ -32,7 +33,21 @@ from jupyterhub_gpupool.model import (
     Wish,
 )
 
-from .conftest import CPU, DEVICES, HALF, SMALL_MIG, THIRD, WHOLE, Clock, Make, end, gpu, request_of, run
+from .conftest import (
+    CPU,
+    DEVICES,
+    HALF,
+    SMALL_MIG,
+    THIRD,
+    WHOLE,
+    Clock,
+    Databases,
+    Make,
+    end,
+    gpu,
+    request_of,
+    run,
+)
 
 
 def observation(lease: Lease, decision: Decision, deadline: float | None, **kw: object) -> Observation:
@@ -153,8 +168,8 @@ def test_only_who_has_to_wait_needs_room_in_the_queue(make: Make) -> None:
     assert ledger.events() == before
 
 
-def test_what_came_before_the_first_inventory_is_refused_after_it(tmp_path: Path) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/new.sqlite")
+def test_what_came_before_the_first_inventory_is_refused_after_it(databases: Databases) -> None:
+    ledger = Ledger(databases.url("new"))
     ledger.register_hub("hub")
     never = ledger.enqueue("hub", request_of("ada", Wish(kind=Kind.GPU, count=9)))
     later = ledger.enqueue("hub", request_of("grace", WHOLE))
@@ -271,8 +286,8 @@ def test_a_silent_hub_is_not_granted(ledger: Ledger, clock: Clock) -> None:
     assert ledger.lease(waiting.id).state == "starting"  # type: ignore[union-attr]
 
 
-def test_nothing_is_granted_before_the_sessions_were_looked_at(tmp_path: Path) -> None:
-    ledger = Ledger(f"sqlite:///{tmp_path}/new.sqlite")
+def test_nothing_is_granted_before_the_sessions_were_looked_at(databases: Databases) -> None:
+    ledger = Ledger(databases.url("new"))
     ledger.register_hub("hub")
     ledger.sync_inventory(DEVICES)
     waiting = ledger.enqueue("hub", request_of("ada", WHOLE))
@@ -345,6 +360,7 @@ def test_one_service_leads(ledger: Ledger, clock: Clock) -> None:
 # --- the database itself ---------------------------------------------------------------------------
 
 
+@pytest.mark.engine("sqlite")
 def test_the_file_is_private_and_safe(ledger: Ledger) -> None:
     path = str(ledger.store.url.database)
     assert os.stat(path).st_mode & 0o777 == 0o600
@@ -365,6 +381,7 @@ def test_a_newer_ledger_is_refused(ledger: Ledger) -> None:
         conn.execute(text(f"UPDATE pool SET schema_version = {tables.SCHEMA_VERSION}"))
 
 
+@pytest.mark.engine("sqlite")
 def test_an_older_ledger_is_copied_and_migrated(ledger: Ledger) -> None:
     lease = run(ledger, "ada", WHOLE)
 
@@ -391,11 +408,12 @@ def test_a_migration_that_fails_changes_nothing(ledger: Ledger) -> None:
     with pytest.raises(RuntimeError):
         Store(str(ledger.store.url), migrations=(*store_module.MIGRATIONS, migrate))
     with ledger.store.engine.connect() as conn:
-        assert "colour" not in [row[1] for row in conn.execute(text("PRAGMA table_info(pool)"))]
+        assert "colour" not in [column["name"] for column in inspect(conn).get_columns("pool")]
 
 
+@pytest.mark.engine("sqlite")
 def test_a_locked_ledger_says_so(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT", 0.1)
     other = Ledger(str(ledger.store.url))
     holder = sqlite3.connect(str(ledger.store.url.database))
     holder.execute("BEGIN IMMEDIATE")
@@ -482,6 +500,7 @@ except Unavailable as problem:
 """
 
 
+@pytest.mark.engine("sqlite")
 def test_a_read_only_ledger_says_so(ledger: Ledger, tmp_path: Path) -> None:
     path = Path(str(ledger.store.url.database))
     path.chmod(0o444)

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from jupyterhub.spawner import Spawner
@@ -215,9 +214,9 @@ class Counters:
 class World:
     """Everything that is there, and what may be crashed of it."""
 
-    def __init__(self, folder: Path, crash_at: Callable[[str, int], bool] = lambda name, n: False) -> None:
+    def __init__(self, url: str, crash_at: Callable[[str, int], bool] = lambda name, n: False) -> None:
         self.clock = Clock()
-        self.url = f"sqlite:///{folder}/ledger.sqlite"
+        self.url = url
         self.backend = Backend(self)
         self.rows: dict[str, Row] = {}
         self.spawners: dict[str, PoolSpawner] = {}
@@ -439,7 +438,7 @@ class World:
         for _ in range(sweeps):
             self.clock.forward(INTERVAL)
             if any(not task.done() for task in self.tasks.values()):
-                await self.pool.ask("beat", "hub")  # the hub's own beat goes by the real clock
+                await self.pool.ask("beat", "hub", self.pool._process)  # the hub's own beat goes by the real clock
             await self._guarded(self.sweep.run())
             await self._guarded(self.poll_all())
             await self.settle()

@@ -1,0 +1,95 @@
+"""Which hub serves the pool: one at a time, and another only when that one is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from ..errors import Unavailable
+from ..model import State
+from . import schema as t
+from .store import Transaction
+
+OTHER_HUB = "other-hub"
+"""Reason of the refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubRow:
+    """A hub that claims the pool."""
+
+    name: str
+    host: str
+    process: str
+    """Which process of which machine it is, as its own pool writes it."""
+    silent: float
+    """Seconds since it last said that it lives."""
+
+
+def claims(conn: Connection, now: float) -> tuple[HubRow, ...]:
+    """Every hub that claims the pool, whether it still lives or not."""
+    found = conn.execute(select(t.hubs).where(t.hubs.c.process != "").order_by(t.hubs.c.name))
+    return tuple(HubRow(row.name, row.host, row.process, now - row.beat_at) for row in found)
+
+
+def register(
+    tx: Transaction, hub: str, host: str, process: str, gone: Collection[str], beat_age: float
+) -> int:
+    """Begin a new epoch of a hub, and claim the pool for its process; an empty one claims nothing.
+
+    Whatever a former process waited for or launched is left alone.  Raises Unavailable while another process
+    has the pool that is not among those ``gone`` and has said within ``beat_age`` seconds that it lives.
+    """
+    others = [row for row in claims(tx.conn, tx.now) if row.process != process]
+    for row in others:
+        # A clock that went back must not keep everybody out.
+        if row.process not in gone and -beat_age < row.silent <= beat_age:
+            raise Unavailable(_taken(row), reason=OTHER_HUB)
+    if others:
+        tx.run(update(t.hubs).where(t.hubs.c.process.in_([row.process for row in others])).values(process=""))
+    known = tx.run(select(t.hubs).where(t.hubs.c.name == hub)).one_or_none()
+    epoch = known.epoch + 1 if known else 1
+    values: dict[str, Any] = {"epoch": epoch, "beat_at": tx.now, "host": host, "process": process}
+    if known:
+        tx.run(update(t.hubs).where(t.hubs.c.name == hub).values(**values))
+    else:
+        tx.run(insert(t.hubs).values(name=hub, **values))
+    left = {hub, *(row.name for row in others)}
+    tx.run(
+        update(t.leases)
+        .where(
+            t.leases.c.hub.in_(left),
+            t.leases.c.left_at.is_(None),
+            t.leases.c.state.in_([State.QUEUED.value, State.STARTING.value]),
+        )
+        .values(left_at=tx.now)
+    )
+    return int(epoch)
+
+
+def beat(tx: Transaction, hub: str, process: str) -> float | None:
+    """Say that a hub lives; returns how long it had been silent.  None: the pool is not, or no longer, its own."""
+    mine = (t.hubs.c.name == hub) & (t.hubs.c.process == process)
+    before = tx.run(select(t.hubs.c.beat_at).where(mine)).scalar_one_or_none()
+    if before is None:
+        return None
+    tx.run(update(t.hubs).where(mine).values(beat_at=tx.now))
+    return float(tx.now - before)
+
+
+def refuse_other(tx: Transaction, hub: str, process: str) -> None:
+    """Raise Unavailable for who has lost the pool: what it asks for would never be granted."""
+    taken = next((row for row in claims(tx.conn, tx.now) if row.process != process), None)
+    why = _taken(taken) if taken else f"The ledger does not know the hub {hub!r}; try again in a moment."
+    raise Unavailable(why, reason=OTHER_HUB)
+
+
+def _taken(row: HubRow) -> str:
+    return (
+        f"Another hub serves this pool: {row.name!r} on {row.host or 'an unknown machine'} "
+        f"(process {row.process.partition(' ')[0]}), which said so {max(0.0, row.silent):.0f} s ago. One ledger "
+        "serves one hub at a time: stop that one, or give this one a ledger of its own (GPUPool.database_url)."
+    )
