@@ -131,7 +131,11 @@ def places(chosen: argparse.Namespace) -> tuple[str, Path | None, Path]:
     state = Path(os.environ.get("GPUPOOL_STATE_DIR") or ".gpupool")
     given = Path(chosen.config) if chosen.config else None
     # A URL with a password is better read from the hub's own file than written on a command line.
-    url = chosen.database_url or (given and _section(given).get("database_url")) or url_of(state / "ledger.sqlite")
+    url = (
+        chosen.database_url
+        or (given and _section(given).get("database_url"))
+        or url_of(state / "ledger.sqlite")
+    )
     file = file_of(url)
     return url, file, given or (file.parent if file else state) / CONFIGURATION
 
@@ -151,7 +155,7 @@ def open_ledger(chosen: argparse.Namespace, *, configured: bool) -> Iterator[Led
         ) from problem
     policy = _policy(config)
     if policy is None and configured:
-        missing = chosen.config or f"{CONFIGURATION} {'beside the ledger' if file else f'in {state}'}"
+        missing = chosen.config or f"{CONFIGURATION} {'beside the ledger' if file else f'in {config.parent}'}"
         raise Unavailable(
             f"What the hub configures is not known: there is no {missing}. "
             "Name the file that configure() wrote with --config.",

@@ -23,6 +23,8 @@ from ..devices.nvidia.inventory import NvidiaDevices
 from ..devices.simulated import SimulatedDevices
 from ..errors import Unavailable
 from ..ledger import OTHER_HUB, HubRow, file_of, url_of
+from ..notices.settings import ENVIRONMENT as SECRETS
+from ..notices.settings import GPUPoolNotices
 from ..pool import GPUPool
 from ..pool.claim import claim
 from ..service.app import GPUPoolService
@@ -50,6 +52,7 @@ TEMPLATES = Path(__file__).parent.parent / "templates" / "hub"
 SECTIONS: dict[str, type[Configurable]] = {
     "GPUPool": GPUPool,
     "GPUPoolService": GPUPoolService,
+    "GPUPoolNotices": GPUPoolNotices,
     "NvidiaDevices": NvidiaDevices,
     "SimulatedDevices": SimulatedDevices,
 }
@@ -171,7 +174,8 @@ def _service(c: Config, state: Path) -> None:
             "command": [sys.executable, "-m", "jupyterhub_gpupool", "service", str(path)],
             "environment": {
                 "GPUPOOL_HUB_PID": str(os.getpid()),
-                **{name: os.environ[name] for name in HANDED_ENVIRONMENT if name in os.environ},
+                # It alone knows the secrets of notices.
+                **{name: os.environ[name] for name in (*HANDED_ENVIRONMENT, *SECRETS) if name in os.environ},
             },
             "oauth_no_confirm": True,
             "display": True,
@@ -231,6 +235,7 @@ def _check(c: Config, spawner: type[GPUPoolMixin]) -> GPUPool:
         SimulatedDevices(config=c)
         NvidiaDevices(config=c)
         GPUPoolService(config=Config({"GPUPoolService": c.GPUPoolService}))
+        GPUPoolNotices(config=c).check()
     except (TraitError, ValueError) as problem:
         _stop(str(problem))
     known = set(spawner.class_trait_names(config=True))

@@ -21,6 +21,8 @@ from . import schema as t
 from .admin import Admin
 from .checks import Check
 from .counts import Budgets, queue_usage
+from .deliveries import Deliveries, Delivery
+from .endings import Ending, Endings
 from .hubs import OTHER_HUB, HubRow
 from .observations import Observation
 from .preview import Touched, preview
@@ -37,6 +39,8 @@ from .views import Event, Reading, Snapshot, Waiting
 __all__ = [
     "OTHER_HUB",
     "Check",
+    "Delivery",
+    "Ending",
     "Event",
     "HubRow",
     "Ledger",
@@ -55,7 +59,7 @@ __all__ = [
 ]
 
 
-class Ledger(Reader, Admin):
+class Ledger(Reader, Admin, Deliveries, Endings):
     """The ledger of one pool."""
 
     # --- the hub's side: a spawn ---------------------------------------------------------------

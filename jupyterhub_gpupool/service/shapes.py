@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from .. import books, fairness, runtime
@@ -16,7 +15,9 @@ from ..cells import ranges
 from ..ledger import Event, Snapshot
 from ..model import HOLDING, Device, Instance, Kind, Lease, Slice, State
 from ..profiles import Availability, Profiles, wait_in_words
-from .words import UNEXTENDABLE, check_in_words, extension_in_words, rule_in_words, slice_in_words
+from . import telling
+from .telling import iso
+from .words import check_in_words, extension_in_words, rule_in_words, slice_in_words
 
 Shape = dict[str, Any]
 
@@ -44,13 +45,6 @@ class Person:
     def may_see(self, user: str) -> bool:
         """Whether the person may know that it is this user."""
         return self.admin or self.is_called(user)
-
-
-def iso(seconds: float | None) -> str | None:
-    """A time of the ledger as ISO 8601 with zone."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def wait(seconds: tuple[float, float] | None) -> Shape | None:
@@ -199,6 +193,7 @@ def _of_view(shown: Iterable[Lease], snapshot: Snapshot) -> list[Shape]:
             waits.get(item.id),
             borrowed=item.id in borrowing,
             now=snapshot.now,
+            mode=snapshot.mode,
         )
         for item in shown
     ]
@@ -236,8 +231,9 @@ def lease(
     *,
     borrowed: bool = False,
     now: float = 0.0,
+    mode: str = "",
 ) -> Shape:
-    """A lease, for its owner or an admin; ``now`` counts for an open one."""
+    """A lease, for its owner or an admin; ``now`` and ``mode`` are of the moment that an open one is shown."""
     holds = [part.device for part in item.slices]
     verdict = None
     if item.verdict is not None:
@@ -267,14 +263,14 @@ def lease(
         "note": item.note or None,
         "ends_at": iso(_ends_at(item)),
         "idle_seconds": item.idle_seconds if item.state is State.ACTIVE else None,
-        "deadline_seconds": item.deadline_seconds if item.state is State.ACTIVE else None,
+        "deadline_seconds": item.deadline_seconds if telling.counts(item) else None,
+        "warning": telling.warning(item, now, mode),
+        "time_left_seconds": telling.time_left(item, now),
         "warned_at": iso(item.warned_at),
         "warned_for": item.warned_for or None,
         "rule_words": rule_in_words(item) or None,
         "extend_words": extension_in_words(item) or None,
-        "extend_seconds": 0
-        if item.warned_for in UNEXTENDABLE
-        else min(item.terms.extend, item.extendable_seconds),
+        "extend_seconds": telling.extend_seconds(item),
         "extended_seconds": item.extended_seconds,
         "extendable_seconds": item.extendable_seconds,
         "verdict": verdict,
@@ -284,6 +280,7 @@ def lease(
         "doubt": item.doubt or None,
         "reason": item.reason or None,
         "advice": books.advice(item, now) or None,
+        "why": telling.why(item),
         "image": item.image or None,
         "checked": {**item.checked, "at": iso(item.checked["at"])} if item.checked else None,
         "check_words": _check_words(item),
@@ -305,13 +302,6 @@ def _check_words(item: Lease) -> Shape | None:
 
 def _simulated(device: Device | None) -> bool:
     return device is not None and device.simulated
-
-
-def seconds_left(item: Lease, now: float) -> float | None:
-    """What is left of a warning at this moment; the ledger's figure is as old as the last verdict."""
-    if item.deadline_seconds is None or item.state is not State.ACTIVE:
-        return None
-    return max(0.0, item.deadline_seconds - max(0.0, now - (item.verdict_at or now)))
 
 
 # --- queue, availability, audit trail ------------------------------------------------------------------

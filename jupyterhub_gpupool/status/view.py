@@ -11,7 +11,7 @@ from typing import Any
 
 from ..ledger import Snapshot
 from ..model import Device, Kind, Lease, Slice, State
-from ..service import shapes
+from ..service import shapes, telling
 from .table import Column, lines, wrapped
 
 Clean = Callable[[str], str]
@@ -204,9 +204,9 @@ def _part(part: Slice, device: Device | None) -> str:
 def _end(item: Lease, now: float) -> str:
     if item.state is State.STOPPING:
         return "now"
-    left = shapes.seconds_left(item, now)
-    if left is not None:
-        return f"warned ({item.warned_for or 'idle'}), {duration(left)} left"
+    if telling.warned(item):
+        left = telling.seconds_left(item, now)
+        return f"warned ({item.warned_for or 'idle'}), {'not told yet' if left is None else f'{duration(left)} left'}"
     if item.terms.max_age and item.active_at is not None:
         return f"max_age, in {duration(item.active_at + item.terms.max_age - now)}"
     return NOTHING

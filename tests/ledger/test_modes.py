@@ -100,7 +100,9 @@ def test_an_extension_holds_and_ends(databases: Databases) -> None:
     play(databases, script)
 
 
-def test_max_age_ends_a_busy_session_with_a_warning(databases: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_age_ends_a_busy_session_with_a_warning(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(worlds.PROFILE, "max_age", 100)
 
     async def script(world: World) -> None:

@@ -318,7 +318,7 @@ class World:
         self.pool = self._pool()
 
     def boot_service(self) -> None:
-        rules = Rules("reclaim", INTERVAL, ABSENCE, 5.0)
+        rules = Rules("reclaim", INTERVAL, ABSENCE, 5.0, undelivered_max=0, before_reclaim_timeout=0)
         devices = Devices(self)
         self.sweep = Sweep(self._pool(), devices, self.backend, self, rules, Counters(), clock=self.clock)
 
@@ -438,7 +438,9 @@ class World:
         for _ in range(sweeps):
             self.clock.forward(INTERVAL)
             if any(not task.done() for task in self.tasks.values()):
-                await self.pool.ask("beat", "hub", self.pool._process)  # the hub's own beat goes by the real clock
+                await self.pool.ask(
+                    "beat", "hub", self.pool._process
+                )  # the hub's own beat goes by the real clock
             await self._guarded(self.sweep.run())
             await self._guarded(self.poll_all())
             await self.settle()

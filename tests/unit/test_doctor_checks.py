@@ -301,7 +301,7 @@ def test_where_all_is_well_every_check_says_so_or_has_nothing_to_look_at() -> No
     assert [name for name, result in found.items() if result.fix] == []
 
 
-@pytest.mark.parametrize(("name", "changed", "level", "words"), CASES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("name", "changed", "level", "words"), CASES, ids=map(str, range(len(CASES))))
 def test_one_thing_wrong(name: str, changed: dict[str, Any], level: Level, words: str) -> None:
     found, reason, fix = level_of(name, facts(**changed))
     assert (found, words in reason) == (level, True), reason
