@@ -12,6 +12,9 @@ import pytest
 from gpupool_tensorflow import _check, _cuda
 from gpupool_tensorflow._settings import Settings
 
+from jupyterhub_gpupool.sessions.docker import Ran
+from jupyterhub_gpupool.spawners.answers import read_seen
+
 from .conftest import CARD, Done, Run
 
 ONE = "5f2d6a6c-1b1e-4b57-9c1d-2f3a4b5c6d7e"
@@ -68,6 +71,18 @@ def test_the_driver_is_asked_for_cards_and_for_mig_instances() -> None:
 def test_what_the_driver_refuses_is_said(driver: Driver, visible: list[str] | None, words: str) -> None:
     seen = _cuda.look(driver)
     assert seen["visible"] == visible and words in seen["reason"]
+
+
+def test_the_pool_reads_what_is_seen() -> None:
+    """Each launch compares this answer with the lease, on the side of the hub."""
+
+    def read(driver: Driver) -> list[str]:
+        return read_seen(Ran(0, json.dumps(_cuda.look(driver)), ""), [f"GPU-{ONE.upper()}", f"MIG-{TWO}"])
+
+    assert read(Driver((TWO, "NVIDIA A100 MIG 1g.5gb"), (ONE, "NVIDIA A100"))) == []
+    assert "CUDA sees GPU-" in read(Driver((ONE, "NVIDIA A100")))[0]
+    assert "CUDA sees no GPU" in read(Driver(init=100))[0]
+    assert "not known: cuInit answers with error 803" in read(Driver(init=803))[0]
 
 
 def test_without_the_driver_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
