@@ -41,6 +41,7 @@ except Exception as problem:
 """
 """What the container runs: prints the status of the answer, or why there is none."""
 
+PYTHON = "python3"
 NOBODY = "65534:65534"
 MEMORY = 256 * 1024 * 1024
 
@@ -184,7 +185,7 @@ def _try(client: Any, image: str, network: str, url: str) -> Reach:
     try:
         client.create_container(
             image,
-            entrypoint=["python3", "-I", "-c", REACH, url],
+            entrypoint=[PYTHON, "-I", "-c", REACH, url],
             command=[],
             name=name,
             user=NOBODY,

@@ -38,7 +38,7 @@ def wrapped(text: str, places: int) -> list[str]:
         end = space if space > 0 else end
         lines.append(text[:end].rstrip())
         text = text[end:].lstrip()
-    return [*lines, text]
+    return [*lines, text] if text or not lines else lines
 
 
 def _end(text: str, places: int) -> int:

@@ -169,7 +169,7 @@ def _slices(device: Device, slices: list[Mapping[str, Any]], cells_held: int) ->
     shares = sum(one["kind"] == Kind.SHARE.value for one in held)
     if not shares:
         return "held whole"
-    return f"{shares} share{'s' * (shares != 1)}, {cells_held}/{device.cells} cells"
+    return f"{shares} share{'s' * (shares != 1)}, {cells_held}/{device.cells}"
 
 
 # --- sessions and queue ----------------------------------------------------------------------------
