@@ -21,6 +21,7 @@ from . import schema as t
 from .admin import Admin
 from .checks import Check
 from .counts import Budgets, queue_usage
+from .drains import devices_until
 from .observations import Observation
 from .preview import Touched, preview
 from .reading import Reader
@@ -46,6 +47,7 @@ __all__ = [
     "Touched",
     "Waiting",
     "Wanted",
+    "devices_until",
     "file_of",
     "preview",
     "url_of",

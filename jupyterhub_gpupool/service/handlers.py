@@ -13,9 +13,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from ..errors import Rejected
-from ..fairness import BudgetState
 from ..model import State
-from ..pool import available
 from . import admin, pages, shapes
 from .base import (
     API,
@@ -53,12 +51,10 @@ class Availability(API):
     @signed_in
     async def get(self) -> None:
         self.query()
-        person, snapshot = self.known(), await self.feed.fresh()
-        name, groups = person.name or "", list(person.groups)
-        budget = None
-        if snapshot.budget(name, groups).state is BudgetState.EXHAUSTED:
-            budget = await self.pool.ask("budget", name, groups)  # it knows when a start works again
-        found = available(self.pool, snapshot, name, groups, person.admin, budget)
+        person = self.known()
+        _, found = await self.pool.availability(
+            person.name or "", list(person.groups), person.admin, await self.feed.fresh()
+        )
         self.answer(shapes.availability(self.pool.offer, found))
 
 
