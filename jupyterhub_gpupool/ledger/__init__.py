@@ -22,6 +22,7 @@ from .admin import Admin
 from .checks import Check
 from .counts import Budgets, queue_usage
 from .deliveries import Deliveries, Delivery
+from .drains import devices_until
 from .endings import Ending, Endings
 from .hubs import OTHER_HUB, HubRow
 from .observations import Observation
@@ -53,6 +54,7 @@ __all__ = [
     "Touched",
     "Waiting",
     "Wanted",
+    "devices_until",
     "file_of",
     "preview",
     "url_of",

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from ..errors import Rejected
-from ..model import Device, Terms
+from ..model import Device
 from . import schema as t
 from .store import Transaction
 from .text import sentence
@@ -22,7 +22,7 @@ LATEST = 10 * 365 * 86400.0
 
 
 def planned(devices: Sequence[Device], now: float) -> dict[str, float]:
-    """The devices that will be drained and could be granted until then: when."""
+    """The devices that will be drained later: when."""
     return {
         device.id: device.drain_at
         for device in devices
@@ -30,16 +30,21 @@ def planned(devices: Sequence[Device], now: float) -> dict[str, float]:
     }
 
 
-def ends_at(now: float, terms: Terms) -> float:
-    """When a session that starts now has ended for sure by its age; inf: nobody knows."""
-    return now + terms.max_age if terms.max_age else math.inf
+def still_open(planned: Mapping[str, float], now: float, max_age: float) -> frozenset[str]:
+    """Which of them a session may have that starts now: those that it has left by then, for its age (0: no end)."""
+    ends_at = now + max_age if max_age > 0 else math.inf
+    return frozenset(key for key, at in planned.items() if ends_at <= at)
 
 
-def lent(devices: Sequence[Device], open_still: Collection[str]) -> tuple[Device, ...]:
-    """The devices as they are for a session that has ended before these are drained."""
-    return tuple(
-        replace(device, drained=device.drained and device.id not in open_still) for device in devices
-    )
+def lent(devices: Sequence[Device], still: Collection[str]) -> tuple[Device, ...]:
+    """The devices as they are for a session that may have these."""
+    return tuple(replace(device, drained=device.drained and device.id not in still) for device in devices)
+
+
+def devices_until(devices: Sequence[Device], now: float, max_age: float) -> Sequence[Device]:
+    """The devices as they are for a session that starts now."""
+    still = still_open(planned(devices, now), now, max_age)
+    return lent(devices, still) if still else devices
 
 
 def drain(tx: Transaction, device: str | None, at: float | None, actor: str, why: str) -> tuple[str, ...]:

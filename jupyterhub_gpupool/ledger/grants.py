@@ -194,17 +194,17 @@ class _Round:
         if self.holders is None:
             self.holders = self._holders()
         kept, occupancy, holders = self.reserved, self.occupancy, self.holders
+        if self.line.draining:  # what it cannot have until the drain is over, others may have until it begins
+            devices = [device for device in devices if device.usable or device.id not in self.line.draining]
         if kept.devices or kept.instances:
             # A list: what placement works out for a tuple it remembers, and this one is gone in a moment.
-            free = [device for device in devices if device.id not in kept.devices]
+            devices = [device for device in devices if device.id not in kept.devices]
             occupancy = replace(occupancy, instances={*occupancy.instances, *kept.instances})
             holders = {
                 device: [item for item in held if item.instance not in kept.instances]
                 for device, held in holders.items()
             }
-            more = placement.reserve(wish, free, occupancy, holders)
-        else:
-            more = placement.reserve(wish, devices, occupancy, holders)
+        more = placement.reserve(wish, devices, occupancy, holders)
         self.reserved = placement.Reserved(kept.devices | more.devices, kept.instances | more.instances)
 
     def _never(self, row: Any, wish: Wish) -> bool:

@@ -103,7 +103,7 @@ class Line:
     ) -> None:
         self._run, self._now, self._policy, self._rules = run, now, policy, rules
         self._devices, self._lent, self._past = devices, lent, past
-        self._drains = drains.planned(devices, now)
+        self.draining = drains.planned(devices, now)
         self.guaranteed = rules.guaranteed(now)
         self.usage = UsageReader(run, rules, self.guaranteed)
         self._budgets = Budgets(run, now, rules)
@@ -149,13 +149,12 @@ class Line:
 
     def devices(self, row: Any) -> Sequence[Device]:
         """The devices for a request: of those that will be drained, those that it has left by then."""
-        if not self._drains:
+        if not self.draining:
             return self._devices
-        ends_at = drains.ends_at(self._now, self.terms(row))
-        open_still = frozenset(key for key, at in self._drains.items() if ends_at <= at)
-        if open_still and open_still not in self._lent:
-            self._lent[open_still] = drains.lent(self._devices, open_still)
-        return self._lent[open_still] if open_still else self._devices
+        still = drains.still_open(self.draining, self._now, self.terms(row).max_age)
+        if still and still not in self._lent:
+            self._lent[still] = drains.lent(self._devices, still)
+        return self._lent[still] if still else self._devices
 
     # --- what the limits say ---
 

@@ -376,10 +376,12 @@ class GPUPool(LoggingConfigurable):
     # --- reading -------------------------------------------------------------------------------
 
     async def availability(
-        self, user: str, groups: list[str], admin: bool
+        self, user: str, groups: list[str], admin: bool, snapshot: Snapshot | None = None
     ) -> tuple[Snapshot, dict[str, Availability]]:
-        """What this person could have now, by profile."""
-        snapshot: Snapshot = await self.ask("snapshot")
-        used_up = snapshot.budget(user, groups).state is fairness.BudgetState.EXHAUSTED
-        budget = await self.ask("budget", user, groups) if used_up else None
+        """What this person could have now, by profile; ``snapshot`` is the view where there is one already."""
+        if snapshot is None:
+            snapshot = await self.ask("snapshot")
+        budget = snapshot.budget(user, groups)
+        if budget.state is fairness.BudgetState.EXHAUSTED:
+            budget = await self.ask("budget", user, groups)  # it knows when a start works again
         return snapshot, available(self, snapshot, user, groups, admin, budget)

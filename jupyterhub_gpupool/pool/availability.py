@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection
 from typing import Protocol
 
 from .. import fairness, placement
 from ..errors import GPUPoolError
-from ..ledger import Snapshot
+from ..ledger import Snapshot, devices_until
 from ..model import Kind
 from ..profiles import Availability, Profiles, may_use
 
@@ -24,19 +25,13 @@ def available(
     snapshot: Snapshot,
     user: str,
     groups: Collection[str],
-    admin: bool = False,
-    budget: fairness.Budget | None = None,
+    admin: bool,
+    budget: fairness.Budget,
 ) -> dict[str, Availability]:
-    """What a person could have at this moment, by profile.
-
-    ``budget`` is as the ledger's verb says it, with the time when a start works again; without it the view's own.
-    """
+    """What a person could have at this moment, by profile; ``budget`` is how theirs stands."""
     occupancy = snapshot.occupancy
-    queued: dict[str, int] = {}
-    for lease in snapshot.queue:
-        queued[lease.profile] = queued.get(lease.profile, 0) + 1
+    queued = Counter(lease.profile for lease in snapshot.queue)
     rights = fairness.profiles(user, groups, snapshot.limits)
-    budget = snapshot.budget(user, groups) if budget is None else budget
     found: dict[str, Availability] = {}
     for profile in pool.offer.values():
         allowed, reason = may_use(profile, list(groups), admin)
@@ -52,15 +47,25 @@ def available(
             except GPUPoolError as never:
                 allowed, reason = False, reason or never.message
             if gpu:
-                free = placement.count_free(profile.wish, snapshot.devices, occupancy)
+                age = fairness.max_age(user, groups, snapshot.limits, profile.terms.max_age).seconds
+                devices = devices_until(snapshot.devices, snapshot.now, age)
+                free = placement.count_free(profile.wish, devices, occupancy)
         if allowed and gpu and budget.state is fairness.BudgetState.EXHAUSTED:
             allowed, reason = False, budget.message
         found[profile.slug] = Availability(
             allowed=allowed,
             reason=reason,
             free=free,
-            queued=queued.get(profile.slug, 0),
-            place_wait=snapshot.offers.get(profile.slug),
+            queued=queued[profile.slug],
+            place_wait=_wait(snapshot, profile.slug, free),
             budget_left_hours=budget.left if gpu and math.isfinite(budget.left) else None,
         )
     return found
+
+
+def _wait(snapshot: Snapshot, slug: str, free: int | None) -> tuple[float, float] | None:
+    """How long a new request would wait: nothing is said where it would not, or where there is no ground."""
+    wait = snapshot.offers.get(slug)
+    if wait is None or wait[1] <= 0 or (free and not snapshot.queue):
+        return None
+    return wait

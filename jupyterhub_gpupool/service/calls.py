@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from .. import fairness, idleness
@@ -19,7 +20,8 @@ def calls_on(
     if victim is not None:
         found.append(Call(idleness.SHARE, victim.why))
     drained = [device for item in lease.slices if (device := devices.get(item.device)) and device.drained]
-    if drained:
+    ends_at = (lease.active_at or now) + lease.terms.max_age if lease.terms.max_age else math.inf
+    if any(ends_at > (device.drain_at or 0.0) for device in drained):  # else its age ends it before
         first = min(drained, key=lambda device: device.drain_at or 0.0)
         why = f": {first.drain_why}" if first.drain_why else ""
         by = f" by {first.drain_by}" if first.drain_by else ""

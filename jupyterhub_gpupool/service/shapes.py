@@ -243,6 +243,7 @@ def lease(
         "user": item.user,
         "server": item.server,
         "profile": item.profile,
+        "group": item.group or None,
         "state": item.state.value,
         "kind": item.wish.kind.value,
         "slice": slice_in_words(item, devices),

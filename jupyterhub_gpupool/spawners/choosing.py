@@ -79,4 +79,5 @@ def granted_in_words(lease: Lease) -> str:
             what = f"a share of {lease.gpus:.3g} GPU"
         case _:
             what = "a whole GPU" if many == 1 else f"{many} whole GPUs"
-    return f"{what}, {memory}{' each' if many > 1 else ''}"
+    whose = f", counted for group {lease.group}" if lease.group else ""
+    return f"{what}, {memory}{' each' if many > 1 else ''}{whose}"

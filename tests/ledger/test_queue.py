@@ -130,12 +130,15 @@ def test_two_requests_do_not_claim_one_share(make: Make) -> None:
 
 
 def test_who_may_claim_either_share_leaves_the_other_ones_claim_alone(make: Make) -> None:
-    """Ada of both groups claims b, the only share that is left then; whoever is served first, it stays so."""
-    limits = {"group:a": Limit(guaranteed_gpus=1), "group:b": Limit(guaranteed_gpus=1)}
-    ledger = make(Policy(limits=limits), (gpu(0), gpu(1)))
+    """Ada claims b, since a is claimed before her; that she is served first does not change it."""
+    shares = {"group:a": Limit(guaranteed_gpus=1), "group:b": Limit(guaranteed_gpus=1)}
+    ledger = make(
+        Policy(limits={**shares, "user:ada": Limit(priority=90)}, order="priority"), (gpu(0), gpu(1))
+    )
     held = [run(ledger, user, WHOLE) for user in ("eve", "mallory")]
     wait(ledger, "grace", groups=("a",))
     wait(ledger, "ada", groups=("a", "b"))
+    assert [lease.user for lease in ledger.snapshot().queue] == ["ada", "grace"]
     for lease in held:
         end(ledger, lease)
     assert {lease.user: lease.group for lease in held_by(ledger)} == {"grace": "a", "ada": "b"}

@@ -11,7 +11,7 @@ from jupyterhub_gpupool.errors import Rejected
 from jupyterhub_gpupool.model import Decision, Kind, Owner, Request, State, Terms, When, Wish
 
 from .bench import INTERVAL, Bench
-from .conftest import Databases
+from .conftest import WHOLE, Databases
 
 WARN = 60.0
 SHARE: dict[str, Any] = {"group:vision": {"guaranteed_gpus": 2}}
@@ -270,6 +270,56 @@ def test_a_drain_at_a_time_ends_sessions_then(bench: Make) -> None:
     b.pass_time(12)
     (stopped,) = b.events(linus, "stop")
     assert at <= stopped.at <= at + 2 * INTERVAL
+
+
+def test_until_a_drain_begins_only_those_start_who_have_ended_by_then(bench: Make) -> None:
+    b = bench(1)
+    linus = b.ask("linus", max_age=400)
+    b.ledger.drain(None, b.clock.now + 1000, actor="admin", why="new fan")
+    b.pass_time(1)
+    assert b.lease(linus).warned_for == "", "his session has ended by then anyway"
+    head, long, short = b.ask("ada"), b.ask("grace", max_age=900), b.ask("alan", max_age=300)
+    assert [b.lease(x).state for x in (head, long, short)] == ["queued"] * 3
+    b.ledger.begin_stop(linus.id, actor="linus", reason="test")
+    b.ledger.close(linus.id, actor="linus")
+    b.launch()
+    assert [b.lease(x).state for x in (head, long, short)] == ["queued", "active", "queued"], (
+        "who fits, in order"
+    )
+    b.ledger.begin_stop(long.id, actor="grace", reason="test")
+    b.ledger.close(long.id, actor="grace")
+    b.launch()
+    b.pass_time(1)
+    assert b.lease(short).state is State.ACTIVE
+    assert b.lease(head).state is State.QUEUED, "nobody knows when it would end"
+    b.pass_time(100)
+    assert b.lease(short).state is State.CLOSED
+    assert b.counters.reclaims == ["max_age"]
+    assert b.ask("eve", max_age=10).state is State.QUEUED, "the drain has begun"
+    b.ledger.undrain(None, actor="admin")
+    b.launch()
+    assert b.lease(head).state is State.ACTIVE
+
+
+def test_an_age_that_limits_allow_counts_for_a_drain(bench: Make) -> None:
+    b = bench(1, limits={"group:students": {"max_age": 100}})
+    b.ledger.drain(None, b.clock.now + 150, actor="admin")
+    assert b.ask("linus").state is State.QUEUED
+    assert b.ask("ada", "students").state is State.ACTIVE
+
+
+def test_a_session_that_came_up_late_is_warned_of_the_drain_all_the_same(bench: Make) -> None:
+    b = bench(1)
+    b.ledger.drain(None, b.clock.now + 100, actor="admin")
+    lease = b.ledger.enqueue(
+        "hub", Request(Owner("ada", 1, 1.0), "", "gpu", WHOLE, Terms(max_age=100, warn=30))
+    )
+    b.clock.forward(50)  # its image was pulled
+    b.launch()
+    b.pass_time(1)
+    assert b.lease(lease).warned_for == "drain"
+    b.pass_time(5)
+    assert b.lease(lease).state is State.CLOSED
 
 
 def test_a_drain_of_nothing_is_refused(bench: Make) -> None:
