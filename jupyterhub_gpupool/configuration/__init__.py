@@ -18,6 +18,7 @@ from traitlets.config.loader import LazyConfigValue
 
 from .. import profiles
 from ..devices.nvidia.inventory import NvidiaDevices
+from ..devices.prometheus import PrometheusTelemetry
 from ..devices.simulated import SimulatedDevices
 from ..ledger import file_of, url_of
 from ..pool import GPUPool
@@ -42,6 +43,7 @@ SECTIONS: dict[str, type[Configurable]] = {
     "GPUPool": GPUPool,
     "GPUPoolService": GPUPoolService,
     "NvidiaDevices": NvidiaDevices,
+    "PrometheusTelemetry": PrometheusTelemetry,
     "SimulatedDevices": SimulatedDevices,
 }
 """Sections of every backend; its spawner's comes with it."""
@@ -217,6 +219,7 @@ def _check(c: Config, spawner: type[GPUPoolMixin]) -> GPUPool:
         pool = GPUPool(config=c)
         SimulatedDevices(config=c)
         NvidiaDevices(config=c)
+        PrometheusTelemetry(config=c)
         GPUPoolService(config=Config({"GPUPoolService": c.GPUPoolService}))
     except (TraitError, ValueError) as problem:
         _stop(str(problem))
