@@ -43,7 +43,7 @@ class PrometheusTelemetry(LoggingConfigurable):
     window = Float(
         60,
         help="""Seconds that are looked back for the highest value; must be between 1 and 3600. Take at least twice
-        the interval at which Prometheus asks the exporter: without a value in it the use is unknown. Example: ``60``.""",
+        the interval at which Prometheus asks the exporter: without a value the use is unknown. Example: ``60``.""",
     ).tag(config=True)
 
     timeout = Float(
