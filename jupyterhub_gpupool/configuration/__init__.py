@@ -20,6 +20,7 @@ from traitlets.config.loader import LazyConfigValue
 
 from .. import profiles
 from ..devices.nvidia.inventory import NvidiaDevices
+from ..devices.prometheus import PrometheusTelemetry
 from ..devices.simulated import SimulatedDevices
 from ..errors import Unavailable
 from ..ledger import OTHER_HUB, HubRow, file_of, url_of
@@ -54,6 +55,7 @@ SECTIONS: dict[str, type[Configurable]] = {
     "GPUPoolService": GPUPoolService,
     "GPUPoolNotices": GPUPoolNotices,
     "NvidiaDevices": NvidiaDevices,
+    "PrometheusTelemetry": PrometheusTelemetry,
     "SimulatedDevices": SimulatedDevices,
 }
 """Sections of every backend; its spawner's comes with it."""
@@ -234,6 +236,7 @@ def _check(c: Config, spawner: type[GPUPoolMixin]) -> GPUPool:
         pool = GPUPool(config=c)
         SimulatedDevices(config=c)
         NvidiaDevices(config=c)
+        PrometheusTelemetry(config=c)
         GPUPoolService(config=Config({"GPUPoolService": c.GPUPoolService}))
         GPUPoolNotices(config=c).check()
     except (TraitError, ValueError) as problem:

@@ -22,6 +22,7 @@ from traitlets.config import Application, Config
 
 from .. import __version__
 from ..devices.nvidia.inventory import NvidiaDevices
+from ..devices.prometheus import PrometheusTelemetry
 from ..devices.simulated import SimulatedDevices
 from ..errors import GPUPoolError
 from ..notices.settings import GPUPoolNotices
@@ -47,7 +48,7 @@ class GPUPoolService(Application):
 
     name = "gpupool-service"
     description = __doc__
-    classes = [GPUPool, NvidiaDevices, SimulatedDevices, GPUPoolNotices]
+    classes = [GPUPool, NvidiaDevices, PrometheusTelemetry, SimulatedDevices, GPUPoolNotices]
 
     sweep_interval = Float(
         10,
@@ -195,7 +196,10 @@ class GPUPoolService(Application):
             await _resign(pool, sweep)
 
     def _devices(self) -> NvidiaDevices | SimulatedDevices:
-        return SimulatedDevices(parent=self) if self.devices == "simulated" else NvidiaDevices(parent=self)
+        if self.devices == "simulated":
+            return SimulatedDevices(parent=self)
+        prometheus = PrometheusTelemetry(parent=self)
+        return NvidiaDevices(parent=self, elsewhere=prometheus.utilization if prometheus.url else None)
 
     def _sessions(self, pool: GPUPool) -> Sessions:
         if self.backend == "docker":

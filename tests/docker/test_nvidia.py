@@ -82,7 +82,7 @@ def test_a_session_has_its_gpu_and_loses_it_when_it_does_nothing(
     hub.wait_gone("ada")
     closed = now(hub, lease)
     assert closed.stopped_by == "service" and not hub.exists(lease)
-    [warned], [stopped] = events_of(hub, lease, "warn"), events_of(hub, lease, "stop")
+    [*_, warned], [stopped] = events_of(hub, lease, "warn"), events_of(hub, lease, "stop")
     assert stopped.at - warned.at >= IDLE["warn"]
 
 

@@ -101,15 +101,22 @@ def test_a_driver_that_is_upgraded_under_us_fences_its_gpus_until_it_works(machi
     seen.close()
 
 
-def test_a_missing_package_is_a_state(machine: MakeMachine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("raise ImportError('no module')\n", r"pip install 'jupyterhub-gpupool\[nvidia\]'"),
+        ("def nvmlInit(): ...\n", "pip uninstall pynvml"),  # what old versions of another package put there
+    ],
+)
+def test_a_missing_or_wrong_package_is_a_state(tmp_path: Path, module: str, words: str) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "pynvml.py").write_text("raise ImportError('no module')\n")
+    (tmp_path / "empty" / "pynvml.py").write_text(module)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); "
         "from jupyterhub_gpupool.devices.nvidia.worker import main; main()"
     )
     helper = Helper(command=(sys.executable, "-c", code, str(tmp_path / "empty")))
-    with pytest.raises(Broken, match=r"pip install 'jupyterhub-gpupool\[nvidia\]'"):
+    with pytest.raises(Broken, match=words):
         helper.ask("inventory")
     helper.close()
 

@@ -343,6 +343,14 @@ def test_where_uses_are_not_told_a_quiet_gpu_is_quiet_for_all(
     assert look(seen, {"a": share(gpu)}, {"a": session(MINE)}).leases["a"] == Sample(None, 800, 1)
 
 
+def test_a_share_of_a_card_that_is_in_mig_mode_by_now_is_unknown(
+    machine: MakeMachine, devices: MakeDevices
+) -> None:
+    gpu = h100(0, mig=(1, 1), instances={0: small(1, 0)}, processes=[FakeProcess(MINE, 800, gi=7, ci=0)])
+    found = look(opened(devices, machine(gpu)), {"a": share(gpu)}, {"a": session(MINE)})
+    assert found.leases["a"].utilization is None
+
+
 # --- what is not ours -----------------------------------------------------------------------------------
 
 

@@ -125,7 +125,7 @@ class Attribution:
             return Sample()  # one of those may be its own
         if uses is None:
             # The driver does not tell them apart; but where nobody does anything, neither does this one.
-            quiet = not own or gpu["peak"] == 0
+            quiet = not own or gpu.get("peak") == 0
             used: float | None = 0.0 if quiet else None
         else:
             used = float(sum(uses.get(str(pid), 0) for pid, owner in owners.items() if owner == lease))

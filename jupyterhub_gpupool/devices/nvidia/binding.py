@@ -32,6 +32,10 @@ WANTED = {
 """Functions without which something stays unknown, and what."""
 
 
+COMPLETE = all(hasattr(pynvml, name) for name in ("NVMLError", "nvmlMemory_v2", "nvmlGpmMigSampleGet"))
+"""Whether this is the package that is meant: old ones of another name put a folder over its module."""
+
+
 class Refused(Exception):
     """The driver's answer is an error."""
 

@@ -12,7 +12,8 @@ RESET_REQUIRED = 16
 MISMATCH = 18
 GPU_NOT_FOUND = 28
 NO_PACKAGE = -1
-"""Our own: the Python package is not installed."""
+OLD_PACKAGE = -2
+"""Our own: the Python package is not installed, or is not the one that is meant."""
 
 OF_DRIVER = frozenset({UNINITIALIZED, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, MISMATCH})
 """Nothing can be asked any more: whoever got one of these has to open the driver anew."""
@@ -22,6 +23,8 @@ OF_DEVICE = frozenset({GPU_IS_LOST, RESET_REQUIRED, GPU_NOT_FOUND})
 
 STATES = {
     NO_PACKAGE: "The Python package nvidia-ml-py is not installed: pip install 'jupyterhub-gpupool[nvidia]'.",
+    OLD_PACKAGE: "The Python package nvidia-ml-py is too old, or the package pynvml lies over it: "
+    "pip uninstall pynvml, then pip install --force-reinstall 'nvidia-ml-py>=12.575'.",
     LIBRARY_NOT_FOUND: "There is no NVIDIA driver on this machine: its library libnvidia-ml.so.1 is not found.",
     DRIVER_NOT_LOADED: "The NVIDIA driver is installed but not loaded; `modprobe nvidia` loads it.",
     MISMATCH: "The NVIDIA driver was upgraded while it was in use: its library and its kernel module differ. Reboot "

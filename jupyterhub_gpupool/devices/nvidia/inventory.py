@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,9 +87,16 @@ class NvidiaDevices(LoggingConfigurable):
         help="""Name of this machine in the pool. Default: the host name. Example: ``"gpu1"``."""
     ).tag(config=True)
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        elsewhere: Callable[[], Mapping[tuple[str, int], float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """``elsewhere`` tells the use of MIG instances, by GPU and number, that the driver does not say."""
         super().__init__(**kwargs)
-        self._clock = clock
+        self._clock, self._elsewhere = clock, elsewhere
         self._helper = Helper(self.library_dir, self.timeout, log=self.log)
         self._wanted = Wanted(tuple(self.exclude), dict(self.modes))
         self._watch = Watch(self.ignored_xids, self.heal_after)
@@ -200,6 +207,7 @@ class NvidiaDevices(LoggingConfigurable):
         except Silent as silent:
             self._enter(silent.message)
             return Readings()
+        self._fill_in(found["gpus"])
         readings = self._attribution.look(found["gpus"], self._known, slices, processes)
         self._say(
             "foreign",
@@ -211,6 +219,19 @@ class NvidiaDevices(LoggingConfigurable):
             ),
         )
         return readings
+
+    def _fill_in(self, gpus: Sequence[Any]) -> None:
+        """Ask elsewhere for the use of MIG instances with processes, where the driver leaves it unknown."""
+        unknown = [
+            (gpu["uuid"], part)
+            for gpu in gpus
+            for part in gpu.get("instances") or ()
+            if part["use"] is None and part["processes"] != []
+        ]
+        if unknown and self._elsewhere is not None:
+            told = self._elsewhere()
+            for uuid, part in unknown:
+                part["use"] = told.get((uuid, part["gi"]))
 
     def close(self) -> None:
         """End the helper process."""

@@ -114,6 +114,7 @@ class Meter:
             found.append(
                 {
                     "uuid": binding.text(uuid),
+                    "gi": number,
                     "used": memory["used"],
                     "reserved": memory["reserved"],
                     "processes": binding.processes(one),

@@ -100,9 +100,12 @@ class Reader:
 def serve(requests: queue.Queue[str], answer: Callable[[dict[str, Any]], None]) -> None:
     """Open the driver and answer requests, until the driver as a whole fails."""
     try:
-        from .binding import Refused
+        from .binding import COMPLETE, Refused
     except ImportError:
         answer({"fault": codes.NO_PACKAGE})
+        return
+    if not COMPLETE:
+        answer({"fault": codes.OLD_PACKAGE})
         return
     try:
         reader = Reader()
