@@ -29,7 +29,8 @@ SECONDS = 60.0
 def binaries() -> Path | None:
     """Where the newest server's programs are: Debian keeps them off the path."""
     debian = sorted(
-        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(re.sub(r"\D", "", str(path)) or 0)
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"),
+        key=lambda path: int(re.sub(r"\D", "", str(path)) or 0),
     )
     found = str(debian[-1]) if debian else shutil.which("initdb")
     return Path(found).parent if found else None

@@ -83,6 +83,8 @@ def apply(c: Config, backend: str) -> None:
             '[{"model": "A100-SXM4-80GB", "memory": "80G", "count": 2}].'
         )
     pool = _check(c, spawner)
+    if JupyterHub.initialized():  # not so for `jupyterhub token`, and for who only reads the file
+        _claim(pool)  # before anything is written that the hub which serves the pool may use
     if backend == "docker":
         from .docker import prepare  # needs the extra "docker"
 
@@ -94,8 +96,6 @@ def apply(c: Config, backend: str) -> None:
     _service(c, state)
     for sentence in profiles.warnings(pool.offer):
         _say(sentence)
-    if JupyterHub.initialized():  # not so for `jupyterhub token`, and for who only reads the file
-        _claim(pool)
 
 
 def _state(c: Config) -> Path:

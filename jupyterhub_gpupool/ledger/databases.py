@@ -201,6 +201,7 @@ class PostgreSQL(Database):
     _STATES: ClassVar[dict[str, str]] = {
         "25006": "is read-only: this server is a standby, or default_transaction_read_only is on",
         "25P03": f"took the connection back: nothing was asked for {STATEMENT_TIMEOUT:g} s in a transaction",
+        "3D000": "does not exist: make it first, as docs/postgresql.md shows",
         "3F000": "has no schema to write to: its search_path names none that exists",
         "40P01": "was changed by somebody else in another order",
         "53100": "cannot be written: the server's disk is full",
@@ -285,12 +286,20 @@ class PostgreSQL(Database):
     def one_at_a_time(self, conn: Connection) -> None:
         conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._LOCK})")
 
+    def _state_of(self, said: str) -> str:
+        """The code of a failed connection, which has none; "" where the text says nothing known."""
+        if "does not exist" not in said and "pg_hba.conf" not in said:
+            return next((code for text, code in self._WORDS.items() if text in said), "")
+        return "3D000" if "database" in said and "role" not in said and "pg_hba" not in said else "28000"
+
     def words(self, problem: DBAPIError) -> str:
-        said = " ".join(str(problem.orig).split())
+        said = " ".join(str(problem.orig).partition("\n\tIs the server")[0].split()).rstrip(".?")
         state = getattr(problem.orig, "sqlstate", None)
-        state = state or next((code for text, code in self._WORDS.items() if text in said), "")
+        state = state or self._state_of(said)
         if state in ("28P01", "28000"):
             return f"does not let the user {self.url.username!r} in: {said}"
         if state == "42501":
             return f"does not give the user {self.url.username!r} the rights that a ledger needs: {said}"
+        if not state and "connection" in said and "failed: " in said:
+            return f"cannot be reached: {said.rpartition('failed: ')[2]}"
         return self._STATES.get(state) or f"does not answer: {said}"
