@@ -244,6 +244,7 @@ class PostgreSQL(Database):
             "idle_in_transaction_session_timeout": STATEMENT_TIMEOUT,
         }
         options = [f"-c {name}={int(seconds * 1000)}" for name, seconds in settings.items()]
+        options.append("-c synchronous_commit=on")  # what was granted must not be forgotten, whatever the others do
         own = {
             "connect_timeout": CONNECT_TIMEOUT,
             "application_name": "gpupool",
@@ -266,7 +267,7 @@ class PostgreSQL(Database):
         )
 
     def reading(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        return engine.execution_options(isolation_level="REPEATABLE READ")
 
     def admit(self, conn: Connection) -> None:
         version, encoding, ours, others = conn.exec_driver_sql(
@@ -300,6 +301,7 @@ class PostgreSQL(Database):
             return f"does not let the user {self.url.username!r} in: {said}"
         if state == "42501":
             return f"does not give the user {self.url.username!r} the rights that a ledger needs: {said}"
-        if not state and "connection" in said and "failed: " in said:
-            return f"cannot be reached: {said.rpartition('failed: ')[2]}"
+        reached = re.search(r"connection .*failed: (.*)|(failed to resolve host.*)|(connection timeout.*)", said)
+        if not state and reached:
+            return f"cannot be reached: {next(filter(None, reached.groups()))}"
         return self._STATES.get(state) or f"does not answer: {said}"

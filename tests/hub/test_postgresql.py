@@ -84,7 +84,7 @@ def test_the_story_on_postgresql(server: postgres.Server, make_hub: MakeHub) -> 
         hub.wait_gone(user)
 
 
-def second_of(url: str, make_hub: MakeHub) -> HubUnderTest:
+def second_of(make_hub: MakeHub, url: str) -> HubUnderTest:
     made = make_hub(database_url=url)
     made.state.mkdir(mode=0o700, exist_ok=True)
     return made
