@@ -22,7 +22,7 @@ from ..devices.simulated import SimulatedDevices
 from ..errors import Unavailable
 from ..ledger import OTHER_HUB, HubRow, file_of, url_of
 from ..pool import GPUPool
-from ..pool.claim import claim
+from ..pool.claiming import claim
 from ..service.app import GPUPoolService
 from ..spawners.base import GPUPoolMixin
 

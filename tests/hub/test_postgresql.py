@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jupyterhub_gpupool.ledger import Ledger
-from jupyterhub_gpupool.pool import claim
+from jupyterhub_gpupool.pool import claiming
 
 from .. import postgres
 from .conftest import ROOT, HubUnderTest, MakeHub, until
@@ -160,9 +160,9 @@ def test_a_hub_on_another_machine_is_refused_for_while_it_speaks(url: str, make_
 
 
 def test_this_process_is_seen_to_live_and_others_are_not_guessed_at() -> None:
-    mine = claim.this_process()
-    assert claim.lives(mine) is True
+    mine = claiming.this_process()
+    assert claiming.lives(mine) is True
     number, _, rest = mine.partition(" ")
-    assert claim.lives(f"{number} 0.5 {rest.partition(' ')[2]}") is False, "another process with that number"
-    assert claim.lives(ELSEWHERE) is None
-    assert claim.lives("") is None
+    assert claiming.lives(f"{number} 0.5 {rest.partition(' ')[2]}") is False, "another process with that number"
+    assert claiming.lives(ELSEWHERE) is None
+    assert claiming.lives("") is None
