@@ -30,6 +30,8 @@ test:
 	@$(INSTALL) hub demo docker nvidia test
 	@command -v chromium >/dev/null || \
 	    echo "gpupool: the browser tests are skipped: they need Debian's package chromium (apt-get install chromium)." >&2
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || \
+	    echo "gpupool: the ledger is not tested on PostgreSQL: that needs Debian's package postgresql." >&2
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint:

@@ -88,7 +88,7 @@ class Server:
     def start(self, *settings: str) -> None:
         """Start the server, and wait until it takes connections."""
         # The tests kill processes, never the machine: what the kernel has been given is not lost with any of them.
-        quick = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
+        quick = ("fsync=off", "full_page_writes=off", "max_connections=200")
         given = (*quick, *self.settings, *settings, f"unix_socket_directories={self.folder}")
         options = [part for setting in given for part in ("-c", setting)]
         address = ["-h", "127.0.0.1", "-p", str(self.port)]

@@ -27,7 +27,7 @@ from ..ledger import OTHER_HUB, HubRow, file_of, url_of
 from ..notices.settings import ENVIRONMENT as SECRETS
 from ..notices.settings import GPUPoolNotices
 from ..pool import GPUPool
-from ..pool.claim import claim
+from ..pool.claiming import claim
 from ..service.app import GPUPoolService
 from ..spawners.base import GPUPoolMixin
 from . import hub
@@ -88,6 +88,8 @@ def apply(c: Config, backend: str) -> None:
     c.GPUPoolService.backend = backend
     c.GPUPoolService.devices = devices_of(c)
     pool = _check(c, spawner)
+    if JupyterHub.initialized():  # not so for `jupyterhub token`, and for who only reads the file
+        _claim(pool)  # before anything is written that the hub which serves the pool may use
     if backend == "docker":
         from .docker import prepare  # needs the extra "docker"
 
@@ -100,8 +102,6 @@ def apply(c: Config, backend: str) -> None:
     hub.write(c, spawner, state)
     for sentence in profiles.warnings(pool.offer):
         _say(sentence)
-    if JupyterHub.initialized():  # not so for `jupyterhub token`, and for who only reads the file
-        _claim(pool)
 
 
 def devices_of(c: Config) -> str:

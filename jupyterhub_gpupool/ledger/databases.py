@@ -201,6 +201,7 @@ class PostgreSQL(Database):
     _STATES: ClassVar[dict[str, str]] = {
         "25006": "is read-only: this server is a standby, or default_transaction_read_only is on",
         "25P03": f"took the connection back: nothing was asked for {STATEMENT_TIMEOUT:g} s in a transaction",
+        "3D000": "does not exist: make it first, as docs/postgresql.md shows",
         "3F000": "has no schema to write to: its search_path names none that exists",
         "40P01": "was changed by somebody else in another order",
         "53100": "cannot be written: the server's disk is full",
@@ -243,6 +244,7 @@ class PostgreSQL(Database):
             "idle_in_transaction_session_timeout": STATEMENT_TIMEOUT,
         }
         options = [f"-c {name}={int(seconds * 1000)}" for name, seconds in settings.items()]
+        options.append("-c synchronous_commit=on")  # what was granted must not be forgotten, whatever the others do
         own = {
             "connect_timeout": CONNECT_TIMEOUT,
             "application_name": "gpupool",
@@ -265,7 +267,7 @@ class PostgreSQL(Database):
         )
 
     def reading(self, engine: Engine) -> Engine:
-        return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        return engine.execution_options(isolation_level="REPEATABLE READ")
 
     def admit(self, conn: Connection) -> None:
         version, encoding, ours, others = conn.exec_driver_sql(
@@ -285,12 +287,21 @@ class PostgreSQL(Database):
     def one_at_a_time(self, conn: Connection) -> None:
         conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._LOCK})")
 
+    def _state_of(self, said: str) -> str:
+        """The code of a failed connection, which has none; "" where the text says nothing known."""
+        if "does not exist" not in said and "pg_hba.conf" not in said:
+            return next((code for text, code in self._WORDS.items() if text in said), "")
+        return "3D000" if "database" in said and "role" not in said and "pg_hba" not in said else "28000"
+
     def words(self, problem: DBAPIError) -> str:
-        said = " ".join(str(problem.orig).split())
+        said = " ".join(str(problem.orig).partition("\n\tIs the server")[0].split()).rstrip(".?")
         state = getattr(problem.orig, "sqlstate", None)
-        state = state or next((code for text, code in self._WORDS.items() if text in said), "")
+        state = state or self._state_of(said)
         if state in ("28P01", "28000"):
             return f"does not let the user {self.url.username!r} in: {said}"
         if state == "42501":
             return f"does not give the user {self.url.username!r} the rights that a ledger needs: {said}"
+        reached = re.search(r"connection .*failed: (.*)|(failed to resolve host.*)|(connection timeout.*)", said)
+        if not state and reached:
+            return f"cannot be reached: {next(filter(None, reached.groups()))}"
         return self._STATES.get(state) or f"does not answer: {said}"

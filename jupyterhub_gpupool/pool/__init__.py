@@ -25,7 +25,7 @@ from ..model import Lease, Limit, Request, State
 from ..profiles import Availability
 from ..profiles import read as read_profiles
 from .availability import available
-from .claim import claim, this_process
+from .claiming import claim, this_process
 from .following import Watch, transition_line
 
 __all__ = ["GPUPool", "available", "transition_line"]

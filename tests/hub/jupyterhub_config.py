@@ -52,6 +52,9 @@ for section, values in given.get("sections", {}).items():
     c[section].update(values)
 
 backend = demo.setup(c)
+if "database_url" in given:
+    c.GPUPool.database_url = given["database_url"]
+    c.GPUPoolService.state_dir = os.environ["GPUPOOL_STATE_DIR"]
 
 c.JupyterHub.cleanup_servers = given.get("cleanup", False)
 c.JupyterHub.allow_named_servers = True

@@ -76,6 +76,7 @@ def test_no_limit_is_exceeded_by_many_at_once(make: Make) -> None:
             assert workers[victim].is_alive(), "a worker has died by itself"
             workers[victim].kill()
             workers[victim].join(10)
+            assert ledger.verify() == []
             workers[victim] = start(url, PROCESSES + kill)
     finally:
         for worker in workers:

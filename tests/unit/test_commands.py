@@ -136,6 +136,13 @@ def test_the_environment_names_the_ledger_and_the_option_wins(
     assert "user:*" in works(capsys, "limits", "show", "--database-url", url)
 
 
+def test_the_configuration_names_the_ledger_where_nothing_else_does(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GPUPOOL_STATE_DIR", str(tmp_path / "none"))
+    assert "user:*" in works(capsys, "limits", "show", "--config", str(tmp_path / "service.json"))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"GPUPool": 5}', '{"GPUPool": {"limits": {"x": {}}}}'])
 def test_what_depends_on_the_configuration_needs_it(
     text: str, ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
