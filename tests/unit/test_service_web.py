@@ -605,7 +605,7 @@ async def test_the_status_page_says_all_that_a_warned_person_must_know(site: Web
         "told by this page"
     )
     for text in ("idle for 60 s", "files outside the home folder",
-                 "Kept: files in", "Extend by", "Release now", "A quarter",
+                 "Files in the home folder.", "Extend by", "Release now", "A quarter",
                  "simulated GPU", "nothing: the GPU is simulated", "unknown",
                  'aria-live="polite"', "30 of 120 cells"):  # fmt: skip
         assert text in shown, text

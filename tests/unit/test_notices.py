@@ -1,0 +1,282 @@
+"""What is told to whom: pure rules."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from traitlets import TraitError
+from traitlets.config import Config
+
+from jupyterhub_gpupool.model import Kind, Lease, State, Terms, Wish
+from jupyterhub_gpupool.notices import (
+    EVENTS,
+    Choice,
+    Notice,
+    Occasion,
+    Rules,
+    address_of,
+    check_address,
+    decide,
+    pause,
+    why_ended,
+)
+from jupyterhub_gpupool.notices.mail import message_of
+from jupyterhub_gpupool.notices.rules import LINE, LONGEST_PAUSE, line
+from jupyterhub_gpupool.notices.settings import GPUPoolNotices
+from jupyterhub_gpupool.notices.webhook import body_of
+
+BOTH = ("mail", "webhook")
+RULES = Rules(
+    events=dict.fromkeys((*EVENTS, "device"), BOTH),
+    titles={"quarter": "A quarter"},
+    link="https://hub.example/services/gpupool/",
+)
+LEASE = Lease(
+    id="l1", user="ada", server="", profile="quarter", state=State.ACTIVE, version=1, epoch=1, session="s",
+    wish=Wish(Kind.GPU), terms=Terms(warn=600), groups=(), options={}, slices=(), gpus=1.0, group="", url="",
+    runtime={}, requested_at=0.0, granted_at=10.0, active_at=20.0, warned_for="idle", deadline_seconds=600.0,
+    warning="w1",
+)  # fmt: skip
+ENDED = replace(LEASE, state=State.CLOSED, stopped_by="service", reason="no GPU activity", closed_at=99.0)
+LATE = replace(LEASE, granted_at=1000.0)
+ANYTHING = st.text(max_size=60)
+
+
+def occasion(action: str, lease: Lease | None = LEASE, **more: Any) -> Occasion:
+    values: dict[str, Any] = {"reason": "no GPU activity for 24 min", "lease": lease, "owner": "ada", **more}
+    return Occasion(action, 1000.0, **values)
+
+
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (occasion("warn"), "warning"),
+        (occasion("warn", replace(LEASE, deadline_seconds=None)), None),  # taken back since
+        (occasion("warn", replace(LEASE, state=State.STOPPING)), None),
+        (occasion("warn", owner=None), None),  # nobody by that name is left
+        (occasion("unwarn"), None),
+        (occasion("close", ENDED), "reclaimed"),
+        (occasion("close", replace(ENDED, stopped_by="ada")), None),
+        (occasion("close", replace(ENDED, stopped_by="root")), None),
+        (occasion("close", replace(ENDED, warned_for="")), None),  # it ended by itself
+        (occasion("stop", replace(ENDED, state=State.STOPPING)), None),
+        (occasion("activate", LATE), "started"),
+        (occasion("activate", LEASE), None),  # hardly waited
+        (occasion("activate", replace(LATE, granted_at=None)), None),  # adopted
+        (occasion("budget"), "budget"),
+        (occasion("device-health", None, owner=None, device="GPU-a", reason="ok→sick: Xid 79"), "device"),
+        (occasion("device-health", None, owner=None, device="GPU-a", reason="sick→ok: "), None),
+        (occasion("device-new", None, owner=None, device="GPU-a", reason="A100"), None),
+        (occasion("request"), None),
+    ],
+)
+def test_what_is_told_of_an_event(seen: Occasion, told: str | None) -> None:
+    found = decide(RULES, seen)
+    assert [(notice.event, notice.channel) for notice in found] == ([(told, c) for c in BOTH] if told else [])
+    for notice in found:
+        assert notice.user == ("" if told == "device" else "ada")
+        assert notice.warning == ("w1" if told == "warning" else "")
+        assert "https://hub.example" in notice.text
+
+
+def test_a_warning_says_why_what_is_lost_and_from_when_it_counts() -> None:
+    text = decide(RULES, occasion("warn"))[0].text
+    for part in (
+        "A quarter",
+        "no GPU activity for 24 min",
+        "10 min, counted from this message",
+        "Kept: Files",
+    ):
+        assert part in text, part
+    harmless = decide(replace(RULES, stops=False), occasion("warn"))[0]
+    assert "Nothing is stopped" in harmless.text and "Lost" not in harmless.text
+    assert "will be stopped" not in harmless.subject
+
+
+def test_the_end_says_what_was_saved_and_how_the_script_ended() -> None:
+    seen = occasion(
+        "close", ENDED, saved={"documents": ["a.ipynb"], "failed": ["b.ipynb"]}, script={"status": 3}
+    )
+    text = decide(RULES, seen)[0].text
+    assert "Saved before the end: a.ipynb" in text and "Could not be saved: b.ipynb" in text
+    assert "exit status 3" in text and "took the GPU back" in text
+
+
+@pytest.mark.parametrize(
+    ("events", "mandatory", "unwanted", "channels"),
+    [
+        ({"warning": BOTH}, (), {}, ["mail", "webhook"]),
+        ({"warning": ("mail",)}, (), {}, ["mail"]),
+        ({}, (), {}, []),
+        ({"warning": BOTH}, (), {"mail": frozenset({"warning"})}, ["webhook"]),
+        ({"warning": BOTH}, (), {"mail": frozenset({"started"})}, ["mail", "webhook"]),
+        ({"warning": BOTH}, ("warning",), {c: frozenset({"warning"}) for c in BOTH}, ["mail", "webhook"]),
+    ],
+)
+def test_admin_and_person_choose_the_channels(
+    events: dict[str, Any], mandatory: tuple[str, ...], unwanted: dict[str, Any], channels: list[str]
+) -> None:
+    rules = replace(RULES, events=events, mandatory=mandatory)
+    found = decide(rules, occasion("warn", choice=Choice(unwanted=unwanted)))
+    assert [notice.channel for notice in found] == channels
+
+
+@given(name=ANYTHING, reason=ANYTHING, title=ANYTHING, path=ANYTHING)
+def test_nothing_that_somebody_wrote_becomes_a_line_or_a_header_of_its_own(
+    name: str, reason: str, title: str, path: str
+) -> None:
+    rules = replace(RULES, titles={"quarter": title})
+    lease = replace(ENDED, server=name, reason=reason)
+    seen = occasion("close", lease, reason=reason, saved={"documents": [path], "failed": []})
+    notice = decide(rules, seen)[0]
+    assert len(notice.text.split("\n")) == 6 and all(len(part) <= LINE for part in notice.text.split("\n"))
+    message = message_of("key", notice, "pool@lab.example", "ada@lab.example")
+    assert set(message.keys()) == {
+        "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "X-GPUPool-Event",
+        "Content-Type", "Content-Transfer-Encoding", "MIME-Version",
+    }  # fmt: skip
+    assert isinstance(message, EmailMessage) and message.as_bytes()
+    text = body_of("key", notice)["text"]
+    assert "<" not in text and ">" not in text
+
+
+@given(text=st.text(max_size=1000))
+def test_a_line_is_one_line(text: str) -> None:
+    shown = line(text)
+    assert shown.isprintable() and len(shown) <= LINE
+
+
+@pytest.mark.parametrize("evil", ["a@b.example\nBcc: x@y.example", "a@b.example\r\n\r\nhello"])
+def test_a_header_cannot_be_smuggled_in(evil: str) -> None:
+    with pytest.raises(ValueError, match=r"linefeed|newline|header"):
+        message_of("key", Notice(subject="s"), "pool@lab.example", evil)
+    with pytest.raises(ValueError, match=r"linefeed|newline|header"):
+        message_of("key", Notice(subject=evil), "pool@lab.example", "a@b.example")
+
+
+@pytest.mark.parametrize(
+    ("user", "template", "address"),
+    [
+        ("ada", "{user}@lab.example", "ada@lab.example"),
+        ("Ada.L+x", "{user}@lab.example", "Ada.L+x@lab.example"),
+        ("ada@lab.example", "{user}", "ada@lab.example"),
+        ("ada@lab.example", "{user}@lab.example", None),
+        ("ada b", "{user}@lab.example", None),
+        ("ada,eve", "{user}@lab.example", None),
+        ("ada\nBcc: eve", "{user}@lab.example", None),
+        ("ada\n", "{user}@lab.example", None),
+        ("<ada>", "{user}@lab.example", None),
+        (".ada", "{user}@lab.example", None),
+        ("ädä", "{user}@lab.example", None),
+        ("", "{user}@lab.example", None),
+        ("a" * 300, "{user}@lab.example", None),
+        ("{user}", "{user}@lab.example", "{user}@lab.example"),
+    ],
+)
+def test_an_address_is_made_of_a_name_or_not(user: str, template: str, address: str | None) -> None:
+    if address is None:
+        with pytest.raises(ValueError, match="no mail address can be made"):
+            address_of(user, Choice(), template, ())
+    else:
+        assert address_of(user, Choice(), template, ()) == address
+
+
+@pytest.mark.parametrize(
+    ("own", "domains", "allowed"),
+    [
+        ("ada@lab.example", ("lab.example",), True),
+        ("ada@LAB.example", ("lab.example",), True),
+        ("ada@evil.example", ("lab.example",), False),
+        ("ada@lab.example.evil.example", ("lab.example",), False),
+        ("ada@evil.example", ("*",), True),
+        ("ada@lab.example", (), False),
+        ("ada@lab.example\nBcc: x@y.z", ("*",), False),
+        ("ada", ("*",), False),
+    ],
+)
+def test_an_address_of_ones_own_only_where_the_admin_lets(
+    own: str, domains: tuple[str, ...], allowed: bool
+) -> None:
+    if allowed:
+        assert check_address(own, domains) == own
+    else:
+        with pytest.raises(ValueError, match=r"allowed|is no mail address"):
+            check_address(own, domains)
+    used = address_of("ada", Choice(address=own), "{user}@home.example", domains)
+    assert used == (own if allowed else "ada@home.example"), "what is no longer allowed counts no longer"
+
+
+@given(tries=st.integers(-5, 10**6), first=st.floats(0.01, 3600))
+def test_pauses_grow_up_to_an_hour(tries: int, first: float) -> None:
+    assert 0 < pause(tries, first) <= pause(tries + 1, first) <= LONGEST_PAUSE
+    assert math.isclose(pause(1, first), first)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "The pool took the GPU back after a warning: no GPU activity."),
+        (
+            {"warned_for": "", "reason": "the session ended by itself"},
+            "The pool ended it: the session ended by itself.",
+        ),
+        ({"stopped_by": "ada", "reason": "released"}, "You ended it: released."),
+        ({"stopped_by": "root", "reason": ""}, "root ended it."),
+        ({"stopped_by": "", "reason": "left the queue"}, "It ended: left the queue."),
+    ],
+)
+def test_why_a_session_ended(changes: dict[str, Any], sentence: str) -> None:
+    assert why_ended(replace(ENDED, **changes)) == sentence
+
+
+GOOD = {
+    "mail_server": "m.example",
+    "mail_from": "GPU pool <p@lab.example>",
+    "mail_address": "{user}@lab.example",
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"events": {"warnings": ["mail"]}}, "'warnings'"),
+        ({"events": {"warning": ["fax"]}}, "'webhook'"),
+        ({"events": {"warning": "mail"}}, "allowed is a list"),
+        ({"mandatory": ["device"]}, "mandatory"),
+        ({"retry": 0}, "retry"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({**GOOD, "mail_from": ""}, "mail_from"),
+        ({**GOOD, "mail_from": "p@lab.example\nBcc: x"}, "mail_from"),
+        ({**GOOD, "mail_address": "everybody@lab.example"}, "mail_address"),
+        ({**GOOD, "mail_user": "u", "mail_security": "none"}, "in the clear"),
+        ({**GOOD, "mail_user": "u", "mail_password_file": "/nowhere"}, "mail_password_file"),
+        ({**GOOD, "admins": ["nobody"]}, "admins"),
+        ({"webhook_url": "ftp://x"}, "https://"),
+        ({"webhook_url": "https://[x"}, "https://"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(values: dict[str, Any], names: str) -> None:
+    with pytest.raises(TraitError, match=re.escape(names)) as problem:
+        GPUPoolNotices(config=Config({"GPUPoolNotices": values})).check()
+    assert str(values.get("webhook_url", "\0")) not in str(problem.value)
+
+
+def test_settings_that_do(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "password").write_text("sesame \nmore\n")
+    values = {**GOOD, "mail_user": "u", "mail_password_file": str(tmp_path / "password")}
+    settings = GPUPoolNotices(config=Config({"GPUPoolNotices": values}))
+    settings.check()
+    server = settings.server()
+    assert server is not None and (server.password, server.port) == ("sesame", 587)
+    assert "sesame" not in repr(server)
+    assert settings.rules().events["warning"] == ("mail",), "there is no webhook"
+    assert settings.rules().events["device"] == (), "nobody to tell"
+    monkeypatch.setenv("GPUPOOL_WEBHOOK_URL", "https://chat.example/x")
+    assert settings.rules().events["device"] == ("webhook",)
