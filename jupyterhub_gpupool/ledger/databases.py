@@ -244,7 +244,8 @@ class PostgreSQL(Database):
             "idle_in_transaction_session_timeout": STATEMENT_TIMEOUT,
         }
         options = [f"-c {name}={int(seconds * 1000)}" for name, seconds in settings.items()]
-        options.append("-c synchronous_commit=on")  # what was granted must not be forgotten, whatever the others do
+        # What was granted must not be forgotten, whatever the others do.
+        options.append("-c synchronous_commit=on")
         own = {
             "connect_timeout": CONNECT_TIMEOUT,
             "application_name": "gpupool",
@@ -301,7 +302,9 @@ class PostgreSQL(Database):
             return f"does not let the user {self.url.username!r} in: {said}"
         if state == "42501":
             return f"does not give the user {self.url.username!r} the rights that a ledger needs: {said}"
-        reached = re.search(r"connection .*failed: (.*)|(failed to resolve host.*)|(connection timeout.*)", said)
+        reached = re.search(
+            r"connection .*failed: (.*)|(failed to resolve host.*)|(connection timeout.*)", said
+        )
         if not state and reached:
             return f"cannot be reached: {next(filter(None, reached.groups()))}"
         return self._STATES.get(state) or f"does not answer: {said}"

@@ -381,7 +381,12 @@ class GPUPool(LoggingConfigurable):
         """What this person could have now, by profile; ``snapshot`` is the view where there is one already."""
         if snapshot is None:
             snapshot = await self.ask("snapshot")
+        budget = await self.budget(snapshot, user, groups)
+        return snapshot, available(self, snapshot, user, groups, admin, budget)
+
+    async def budget(self, snapshot: Snapshot, user: str, groups: list[str]) -> fairness.Budget:
+        """The budget that decides for a person; a used-up one says when a start works again."""
         budget = snapshot.budget(user, groups)
         if budget.state is fairness.BudgetState.EXHAUSTED:
-            budget = await self.ask("budget", user, groups)  # it knows when a start works again
-        return snapshot, available(self, snapshot, user, groups, admin, budget)
+            budget = await self.ask("budget", user, groups)  # the sums of the view do not tell when
+        return budget

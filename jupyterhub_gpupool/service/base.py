@@ -14,7 +14,7 @@ from tornado import web
 from tornado.log import app_log
 
 from ..errors import GPUPoolError, LeaseConflict, Rejected, Unavailable
-from ..fairness import Budget, BudgetState
+from ..fairness import Budget
 from ..ledger import Snapshot
 from ..model import Lease
 from ..pool import GPUPool
@@ -154,11 +154,7 @@ class Base(HubOAuthenticated, web.RequestHandler):
     async def budget(self, snapshot: Snapshot) -> Budget:
         """The budget that decides for the person; a used-up one says when a start works again."""
         person = self.known()
-        name, groups = person.name or "", list(person.groups)
-        found = snapshot.budget(name, groups)
-        if found.state is BudgetState.EXHAUSTED:
-            found = await self.pool.ask("budget", name, groups)  # the sums of the view do not tell when
-        return found
+        return await self.pool.budget(snapshot, person.name or "", list(person.groups))
 
     # --- leases ------------------------------------------------------------------------------------
 

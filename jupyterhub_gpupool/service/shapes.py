@@ -259,7 +259,6 @@ def lease(
         "place": place,
         "wait": wait(place_wait) if place else None,
         "wait_words": wait_in_words(place_wait) if place else None,
-        "group": item.group or None,
         "borrowed": borrowed,
         "note": item.note or None,
         "ends_at": iso(_ends_at(item)),

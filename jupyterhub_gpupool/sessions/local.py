@@ -12,12 +12,10 @@ import errno
 import logging
 import os
 import re
-import select
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -27,12 +25,10 @@ from urllib.parse import urlsplit
 from ..containment import NO_DEVICE
 from ..model import Lease, Presence, Process, Session, session_name
 from . import Foreign, marked_cells, script
+from .ending import Identity, end
 from .proc import Stat, created, read, stat_of
 
 log = logging.getLogger(__name__)
-
-Identity = tuple[int, float]
-"""A process for good: its pid, and when it was created in seconds since the machine's start."""
 
 SERVER_COMMANDS = ("jupyterhub-singleuser", "jupyter-labhub", "jupyterhub.singleuser")
 """Programs or modules (``python -m``) that are a notebook server."""
@@ -47,8 +43,6 @@ TOP = 1  # init, which inherits everybody's orphans
 
 LOADING_LOOKS, LOADING_PAUSE = 20, 0.001  # while a program is loaded; what never shows either is let go
 KILL_WAIT = 1.0  # seconds for killed processes to go before the next look
-WATCHED = 64
-"""Processes whose end is waited for at once; each takes a file descriptor of the hub."""
 
 
 @dataclass(slots=True)
@@ -190,9 +184,9 @@ class LocalSessions:
                 elif left <= 0:
                     return False
                 elif left > timeout / 2:
-                    _end(found - asked, found & asked, signal.SIGTERM, left - timeout / 2)
+                    end(found - asked, found & asked, signal.SIGTERM, left - timeout / 2)
                 else:
-                    _end(found, set(), signal.SIGKILL, min(left, KILL_WAIT))
+                    end(found, set(), signal.SIGKILL, min(left, KILL_WAIT))
                 empty = 0 if found else empty
                 asked |= found
                 roots |= found
@@ -379,39 +373,3 @@ def _port(url: str) -> int:
         return urlsplit(url).port or 0
     except ValueError:
         return 0
-
-
-def _end(fresh: Collection[Identity], asked: Collection[Identity], number: int, timeout: float) -> None:
-    """Send a signal to ``fresh`` and wait until these and ``asked`` have ended, at most ``timeout`` seconds.
-
-    A pidfd makes sure that the signal reaches this very process, and tells of its end without reaping it.
-    Raises OSError where the kernel has no pidfd (before Linux 5.3) or no file descriptor is left.
-    """
-    deadline = time.monotonic() + timeout
-    with ExitStack() as stack:
-        waiting = select.poll()
-        watched: set[int] = set()
-        for pid, since in (*fresh, *asked):
-            try:
-                handle = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            with ExitStack() as brief:
-                brief.callback(os.close, handle)
-                if created(pid) != since:
-                    continue
-                try:
-                    if (pid, since) in fresh:
-                        signal.pidfd_send_signal(handle, number)
-                except ProcessLookupError:
-                    continue
-                except PermissionError:
-                    log.warning("Process %d of a session runs under another account and cannot be ended", pid)
-                if len(watched) < WATCHED:
-                    stack.push(brief.pop_all())
-                    waiting.register(handle, select.POLLIN)
-                    watched.add(handle)
-        while watched and (left := deadline - time.monotonic()) > 0:
-            for handle, _ in waiting.poll(left * 1000):
-                waiting.unregister(handle)
-                watched.discard(handle)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import profiles
 from ..errors import Rejected, Unavailable
-from ..fairness import BudgetState
 from ..model import Kind, Lease
 from .refusal import refuse
 
@@ -33,9 +32,7 @@ async def render_form(spawner: GPUPoolMixin) -> str:
         snapshot, offered = await spawner.pool.availability(
             spawner.user.name, groups, bool(spawner.user.admin)
         )
-        budget = snapshot.budget(spawner.user.name, groups)
-        if budget.state is BudgetState.EXHAUSTED:  # only the ledger knows when a start works again
-            budget = await spawner.pool.ask("budget", spawner.user.name, groups)
+        budget = await spawner.pool.budget(snapshot, spawner.user.name, groups)
         over = profiles.over_in_words(snapshot.over, spawner.user.name, groups)
         simulated = any(device.simulated for device in snapshot.devices)
         owner = spawner._owner

@@ -163,6 +163,8 @@ def test_this_process_is_seen_to_live_and_others_are_not_guessed_at() -> None:
     mine = claiming.this_process()
     assert claiming.lives(mine) is True
     number, _, rest = mine.partition(" ")
-    assert claiming.lives(f"{number} 0.5 {rest.partition(' ')[2]}") is False, "another process with that number"
+    assert claiming.lives(f"{number} 0.5 {rest.partition(' ')[2]}") is False, (
+        "another process with that number"
+    )
     assert claiming.lives(ELSEWHERE) is None
     assert claiming.lives("") is None

@@ -19,7 +19,8 @@ import pytest
 
 from jupyterhub_gpupool.model import Presence, Process, Session, session_name
 from jupyterhub_gpupool.sessions import Sessions, local, marked_cells
-from jupyterhub_gpupool.sessions.local import LocalSessions, _end, _environ
+from jupyterhub_gpupool.sessions.ending import end
+from jupyterhub_gpupool.sessions.local import LocalSessions, _environ
 from jupyterhub_gpupool.sessions.proc import alive, created
 
 PATIENCE = 30.0
@@ -479,9 +480,9 @@ def test_a_signal_never_reaches_another_process_with_the_same_pid(machine: Machi
     server = machine.start()
     since = created(server.pid)
     assert since is not None
-    _end({(server.pid, since - 5)}, set(), signal.SIGKILL, 0)
+    end({(server.pid, since - 5)}, set(), signal.SIGKILL, 0)
     assert server.tell("answer = 'here'") == "here"
-    _end({(server.pid, since)}, set(), signal.SIGKILL, PATIENCE)
+    end({(server.pid, since)}, set(), signal.SIGKILL, PATIENCE)
     assert server.process.wait() == -signal.SIGKILL
 
 
