@@ -15,6 +15,9 @@ from jupyterhub.utils import wait_for_http_server
 from ..errors import LeaseConflict, Unavailable
 from ..model import Lease, Presence, Session, State
 
+UNSEEN = "backend"
+"""Reason of a refusal that rests on nothing but a silent backend: it ends no session."""
+
 
 class Adoption:
     """The part of the mixin that polls, finds and adopts.  Annotations name what the rest of it provides."""
@@ -118,7 +121,7 @@ class Adoption:
         if listed is None:
             raise Unavailable(
                 "The backend does not say whether your last session is still there. Try again in a minute.",
-                reason="backend",
+                reason=UNSEEN,
             )
         return tuple(session for session in listed if session.running)
 
@@ -153,7 +156,7 @@ class Adoption:
         if wrong is None:
             raise Unavailable(
                 "The backend does not say what your last session got. Try again in a minute.",
-                reason="backend",
+                reason=UNSEEN,
             )
         return list(wrong)
 

@@ -24,7 +24,7 @@ from ..errors import GPUPoolError, LeaseConflict, Rejected, Unavailable
 from ..model import HOLDING, Device, Lease, Owner, Request, Session, State
 from ..pool import GPUPool
 from ..sessions import Sessions
-from .adoption import Adoption
+from .adoption import UNSEEN, Adoption
 from .choosing import granted_in_words, one_door, render_form
 from .refusal import Notice, refuse, refuse_other
 from .steps import Steps, pace_of, place_in_words
@@ -62,6 +62,7 @@ class GPUPoolMixin(Adoption, Spawner):
         self._launching = False  # the stock start() was called for the lease at hand
         self._devices: tuple[Device, ...] = ()  # those of the lease at hand
         self._polled = False
+        self._unseen = False  # this start failed because nobody could say what runs already
         self._steps = Steps()
 
     # --- what a backend defines ------------------------------------------------------------------
@@ -174,7 +175,7 @@ class GPUPoolMixin(Adoption, Spawner):
         runs, so the time in the queue can be added to it here.
         """
         self._entered = self._polled = True
-        self._launching = False
+        self._launching = self._unseen = False
         self._lease = None
         self._steps = Steps()
         self.start_timeout = int(self.pool.max_wait + self._launch_timeout + self._more_time + 60)
@@ -190,6 +191,7 @@ class GPUPoolMixin(Adoption, Spawner):
             choice = self._resolve(dict(lease.options))
             return await self._launch(lease, choice)
         except GPUPoolError as problem:
+            self._unseen = problem.reason == UNSEEN
             await self._abandon(problem.message)
             raise refuse(problem, self.handler) from problem
         except Exception as problem:
@@ -304,7 +306,7 @@ class GPUPoolMixin(Adoption, Spawner):
 
     async def _abandon(self, why: str) -> None:
         """A start has failed: give up the place, or end what was launched and free the slice on proof."""
-        if self._lease is None:
+        if self._lease is None or self._unseen:
             return
         try:
             lease = await self.pool.ask("lease", self._lease.id)
@@ -319,6 +321,8 @@ class GPUPoolMixin(Adoption, Spawner):
 
     async def stop(self, now: bool = False) -> None:
         """End the session; returns only when it is proved that nothing of it is left."""
+        if self._unseen:  # the hub's own cleaning up after that start
+            return
         try:
             lease = await self._open_lease() or self._lease
         except Unavailable as problem:  # the session must be ended all the same, the sweep closes the lease
@@ -358,7 +362,7 @@ class GPUPoolMixin(Adoption, Spawner):
         The hub runs this at boot too, for everybody who waited when it was killed: those instances never
         entered ``start()``, and their places stay.
         """
-        if self._entered:
+        if self._entered and not self._unseen:
             self._entered = False
             try:
                 await self._leave()

@@ -10,6 +10,7 @@ import pytest
 
 from jupyterhub_gpupool import faults
 from jupyterhub_gpupool.model import Lease, State
+from jupyterhub_gpupool.spawners.refusal import Refusal
 
 from .world import World
 
@@ -78,3 +79,26 @@ def test_without_an_answer_it_is_neither_held_for_good_nor_ended(
         await world.pass_time()
 
     assert forgotten(tmp_path, then).state is (State.CLOSED if wrong else State.ACTIVE)
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.ACTIVE])
+def test_a_start_that_cannot_see_the_session_ends_nothing(tmp_path: Path, state: State) -> None:
+    """The hub cleans up after a start that fails: it polls, stops, and runs its hook."""
+
+    async def then(world: World, lease: str) -> None:
+        if state is State.ACTIVE:
+            await world.pass_time()
+        [before] = world.backend.live
+        world.backend.mute = True
+        spawner = world.spawner("ada")
+        with pytest.raises(Refusal, match="does not say"):
+            await spawner.start()
+        if await spawner.poll() is None:
+            await spawner.stop()
+        await spawner.run_post_stop_hook()
+        now = world._reader.lease(lease)
+        assert now is not None and now.state is state and list(world.backend.live) == [before]
+        world.backend.mute = False
+        assert await spawner.start() == world.backend.live[before].url
+
+    assert forgotten(tmp_path, then).state is State.ACTIVE
