@@ -69,7 +69,7 @@ class Ledger(Reader, Admin, Deliveries, Endings):
     def register_hub(self, hub: str, *, host: str = "", process: str = "", gone: Collection[str] = ()) -> int:
         """See :func:`hubs.register`."""
         with self.store.write() as tx:
-            return hubs.register(tx, hub, host, process, gone, self.policy.beat_age)
+            return hubs.register(tx, hub, host, process, gone, self.policy)
 
     def beat(self, hub: str, process: str = "") -> bool:
         """Say that the hub's process lives; a hub that was away for long is served again from here on.

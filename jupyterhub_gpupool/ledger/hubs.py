@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from ..errors import Unavailable
-from ..model import State
+from ..model import State, session_name
 from . import schema as t
 from .store import Transaction
+from .turns import Policy
 
 OTHER_HUB = "other-hub"
 """Reason of the refusal."""
@@ -36,17 +37,20 @@ def claims(conn: Connection, now: float) -> tuple[HubRow, ...]:
 
 
 def register(
-    tx: Transaction, hub: str, host: str, process: str, gone: Collection[str], beat_age: float
+    tx: Transaction, hub: str, host: str, process: str, gone: Collection[str], policy: Policy
 ) -> int:
     """Begin a new epoch of a hub, and claim the pool for its process; an empty one claims nothing.
 
     Whatever a former process waited for or launched is left alone.  Raises Unavailable while another process
-    has the pool that is not among those ``gone`` and has said within ``beat_age`` seconds that it lives.
+    has the pool that is not among those ``gone`` and has said within ``beat_age`` seconds that it lives, and
+    where sessions of a pool with another name hold slices: this one would not see them.
     """
+    if process:
+        _same_pool(tx, policy.pool)
     others = [row for row in claims(tx.conn, tx.now) if row.process != process]
     for row in others:
         # A clock that went back must not keep everybody out.
-        if row.process not in gone and -beat_age < row.silent <= beat_age:
+        if row.process not in gone and -policy.beat_age < row.silent <= policy.beat_age:
             raise Unavailable(_taken(row), reason=OTHER_HUB)
     if others:
         tx.run(update(t.hubs).where(t.hubs.c.process.in_([row.process for row in others])).values(process=""))
@@ -68,6 +72,18 @@ def register(
         .values(left_at=tx.now)
     )
     return int(epoch)
+
+
+def _same_pool(tx: Transaction, pool: str) -> None:
+    held = select(t.leases.c.session, t.leases.c.id, t.leases.c.epoch).where(t.leases.c.held == 1)
+    for row in tx.run(held):
+        if row.session != session_name(pool, row.id, row.epoch):
+            other = row.session.removesuffix(session_name("", row.id, row.epoch))
+            raise Unavailable(
+                f"This ledger has open sessions of the pool {other!r}, and GPUPool.name is {pool!r}. Give this hub "
+                "that name, or a ledger of its own (GPUPool.database_url).",
+                reason=OTHER_HUB,
+            )
 
 
 def beat(tx: Transaction, hub: str, process: str) -> float | None:

@@ -54,6 +54,7 @@ for section, values in given.get("sections", {}).items():
 backend = demo.setup(c)
 if "database_url" in given:
     c.GPUPool.database_url = given["database_url"]
+    c.GPUPool.name = given.get("pool", c.GPUPool.name)
     c.GPUPoolService.state_dir = os.environ["GPUPOOL_STATE_DIR"]
 
 c.JupyterHub.cleanup_servers = given.get("cleanup", False)

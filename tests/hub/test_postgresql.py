@@ -65,7 +65,7 @@ def test_the_story_on_postgresql(server: postgres.Server, make_hub: MakeHub) -> 
     assert "user:grace" in command(hub, "limits", "set", "user:grace", "sessions=2")
     assert "ada" in command(hub, "usage") and "grace" in command(hub, "usage")
     grace = hub.wait_state("grace", "active")
-    assert grace.slices[0].device in command(hub, "drain", grace.slices[0].device)
+    assert grace.slices[0].device in command(hub, "drain", grace.slices[0].device, "--at", "2999-01-01")
     assert command(hub, "undrain", "pool").startswith("Back in service")
     server.stop()
     until(lambda: hub.pool("GET", "health").status_code == 503, "the service to miss its ledger")
@@ -84,8 +84,11 @@ def test_the_story_on_postgresql(server: postgres.Server, make_hub: MakeHub) -> 
         hub.wait_gone(user)
 
 
+POOL = "shared"
+
+
 def second_of(make_hub: MakeHub, url: str) -> HubUnderTest:
-    made = make_hub(database_url=url)
+    made = make_hub(database_url=url, pool=POOL)
     made.state.mkdir(mode=0o700, exist_ok=True)
     return made
 
@@ -93,7 +96,7 @@ def second_of(make_hub: MakeHub, url: str) -> HubUnderTest:
 def test_a_second_hub_is_refused_while_the_first_lives_and_takes_over_after_it(
     url: str, make_hub: MakeHub, tmp_path: Path
 ) -> None:
-    first = make_hub(database_url=url)
+    first = make_hub(database_url=url, pool=POOL)
     first.start()
     ada = first.run("ada", "whole")
     first.spawn("grace")
@@ -113,6 +116,10 @@ def test_a_second_hub_is_refused_while_the_first_lives_and_takes_over_after_it(
     )
     assert first.wait_state("ada", "active").id == ada.id
     first.kill()
+    stranger = make_hub(database_url=url)
+    stranger.start(wait=False)
+    assert stranger.wait_dead() != 0
+    assert "This ledger has open sessions of the pool 'shared', and GPUPool.name is 'demo-" in stranger.tail()
     second.start()  # at once: on this machine it is seen that the first is gone
     assert second.lease_of("ada").state == "active"  # type: ignore[union-attr]
     kept = second.ledger().lease(grace.id)

@@ -7,11 +7,11 @@ import os
 import pytest
 
 from jupyterhub_gpupool.errors import Unavailable
-from jupyterhub_gpupool.ledger import OTHER_HUB, Ledger
+from jupyterhub_gpupool.ledger import OTHER_HUB, Ledger, Policy
 from jupyterhub_gpupool.pool import claiming
 from jupyterhub_gpupool.pool.claiming import this_process
 
-from .conftest import HALF, WHOLE, Clock, request_of
+from .conftest import HALF, WHOLE, Clock, Databases, request_of
 
 ONE, TWO = "1 10.0 boot-a pid:[1]", "2 20.0 boot-b pid:[2]"
 
@@ -138,3 +138,16 @@ def test_one_that_cannot_be_seen_and_is_silent_is_followed(
     claiming.claim(ledger, "mine", patience=60)
     assert [hub.process for hub in ledger.hubs()] == [this_process()]
     assert clock.now > 1_000_000 + ledger.policy.beat_age
+
+
+def test_a_hub_of_another_pool_would_not_see_the_sessions(ledger: Ledger, databases: Databases) -> None:
+    lease = ledger.enqueue("one", request_of("ada", HALF), ONE)
+    stranger = Ledger(databases.url(), Policy(pool="theirs"), clock=ledger.store._clock)
+    with pytest.raises(
+        Unavailable, match=r"open sessions of the pool 'gpupool', and GPUPool\.name is 'theirs'"
+    ):
+        stranger.register_hub("two", process=TWO, gone=[ONE])
+    ledger.begin_stop(lease.id, actor="ada", reason="test")
+    ledger.close(lease.id, actor="ada")
+    stranger.register_hub("two", process=TWO, gone=[ONE])
+    stranger.close_database()
