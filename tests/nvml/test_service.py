@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -168,6 +169,19 @@ def test_processes_of_a_session_that_starts_are_not_foreign(
     assert bench.lease(lease).state == "starting"
     assert lease.id in bench.passed[-1]
     assert bench.device(gpu.uuid).usable
+
+
+def test_what_is_left_of_a_session_hides_no_foreign_process(
+    machine: MakeMachine, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that does not run has no processes, whatever the backend says of them."""
+    gpu = a100(0, used=900, processes=[FakeProcess(MINE, 800)])
+    bench = pool(machine(gpu))
+    left = Session("left", "gone", "ada", "", "whole", {}, processes=None, running=False)
+    monkeypatch.setattr(bench.sweep.sessions, "list", lambda: (left,))
+    monkeypatch.setattr(bench.sweep, "remove", lambda *_: asyncio.sleep(0, True))
+    bench.pass_time(2)
+    assert bench.device(gpu.uuid).health is Health.BARRED
 
 
 def test_a_sick_gpu_is_granted_to_nobody_and_its_session_runs_on(machine: MakeMachine, pool: Any) -> None:
