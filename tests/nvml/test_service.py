@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jupyterhub_gpupool.devices import Condition, Readings
 from jupyterhub_gpupool.devices.nvidia.inventory import NvidiaDevices
 from jupyterhub_gpupool.model import Device, Health, Kind, Process, Session, Wish
 from jupyterhub_gpupool.service import metrics
+from jupyterhub_gpupool.service.app import GPUPoolService
 from jupyterhub_gpupool.service.metrics import Metrics
 from tests.ledger.bench import Bench
 
@@ -237,6 +239,22 @@ def test_a_new_order_of_gpus_moves_no_lease(machine: MakeMachine, pool: Any) -> 
     bench.pass_time()
     assert bench.lease(lease).slices[0].device == held
     assert [bench.device(uuid).index for uuid in (other.uuid, one.uuid)] == [0, 1]
+
+
+def test_the_state_of_the_driver_is_told_to_whoever_asks_for_the_services_health(
+    machine: MakeMachine, pool: Any
+) -> None:
+    there = machine(a100(0))
+    bench = pool(there)
+    service = GPUPoolService()
+    bench.sweep.inventory, bench.sweep.last_success = bench.real, time.monotonic()
+    assert service._health(bench.sweep) == (True, "the last whole sweep was 0 s ago")
+    there.fails, there.init = {"*": MISMATCH}, MISMATCH
+    there.write()
+    bench.pass_time()
+    bench.sweep.last_success = time.monotonic()
+    well, text = service._health(bench.sweep)
+    assert well and "The NVIDIA driver was upgraded while it was in use" in text
 
 
 def test_conditions_are_metrics_while_they_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
