@@ -8,6 +8,7 @@ what a sweep does: the inventory with health and layout, then the measurement of
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 import time
@@ -50,6 +51,9 @@ def main() -> None:
     line = parser(__doc__)
     line.add_argument("--passes", type=int, default=50, help="passes after the first two (50)")
     options = line.parse_args()
+    if not shutil.which("cc"):
+        print("There is no C compiler, which the stand-in for the driver needs: nothing was measured.")
+        return
     with folder(options.dir) as parent:
         gpus = [machine_of(number) for number in range(GPUS)]
         devices = NvidiaDevices(library_dir=str(Machine(parent / "driver", build(parent), gpus).folder))

@@ -244,7 +244,8 @@ class GPUPoolService(Application):
         age = time.monotonic() - sweep.last_success
         if age > 3 * self.sweep_interval + 10:
             return False, f"the last whole sweep was {age:.0f} s ago: {sweep.last_problem or 'it hangs'}"
-        return True, f"the last whole sweep was {age:.0f} s ago"
+        state = getattr(sweep.inventory, "state", "")  # why there are no GPUs to be had; the pool goes on
+        return True, f"the last whole sweep was {age:.0f} s ago" + (f". {state}" if state else "")
 
     async def _sweeps(self, sweep: Sweep, post: Post) -> None:
         while True:

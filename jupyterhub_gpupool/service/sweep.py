@@ -177,7 +177,8 @@ class Sweep:
         """
         processes: dict[str, tuple[Process, ...] | None] = dict.fromkeys(leases)
         for session in listed or ():
-            processes[session.lease] = session.processes
+            if session.running or session.lease in leases:
+                processes[session.lease] = session.processes
         slices = {key: lease.slices for key, lease in leases.items()}
         readings = await self.ask(self.telemetry.sample, slices, processes) or Readings()
         self.counters.measured(readings.conditions)

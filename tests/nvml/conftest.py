@@ -43,7 +43,7 @@ def devices() -> Iterator[MakeDevices]:
     made: list[NvidiaDevices] = []
 
     def make(machine: Machine, **given: Any) -> NvidiaDevices:
-        made.append(NvidiaDevices(library_dir=str(machine.folder), node="node", **given))
+        made.append(NvidiaDevices(library_dir=str(machine.folder), node="node", **{"timeout": 20, **given}))
         return made[-1]
 
     yield make

@@ -28,7 +28,7 @@ PAUSE = 0.05
 
 def quick(machine: Machine, **given: object) -> NvidiaDevices:
     """Devices that try again after a short pause."""
-    made = NvidiaDevices(library_dir=str(machine.folder), node="node", **given)
+    made = NvidiaDevices(library_dir=str(machine.folder), node="node", **{"timeout": 20, **given})
     made._helper._least_pause = PAUSE
     return made
 
@@ -72,7 +72,7 @@ def test_a_driver_that_does_not_open_says_why(machine: MakeMachine, code: int, w
     assert seen.devices() == () and words in seen.state
     there.init = 0
     there.write()
-    found = until(seen.devices, "the driver to be tried again", 10)
+    found = until(seen.devices, "the driver to be tried again")
     assert found[0].usable and seen.state == ""
     seen.close()
 
@@ -95,7 +95,7 @@ def test_a_driver_that_is_upgraded_under_us_fences_its_gpus_until_it_works(machi
     assert seen.sample({}, {}) == Readings()
     there.fails, there.init, there.driver = {}, 0, "580.65.06"
     there.write()
-    until(lambda: seen.devices()[0].usable, "the new driver", 10)
+    until(lambda: seen.devices()[0].usable, "the new driver")
     assert seen.devices()[0].driver == "580.65.06"
     assert helper_of(seen) != first  # the library of before is loaded in that one for good
     seen.close()
@@ -115,7 +115,7 @@ def test_a_missing_or_wrong_package_is_a_state(tmp_path: Path, module: str, word
         "import sys; sys.path.insert(0, sys.argv[1]); "
         "from jupyterhub_gpupool.devices.nvidia.worker import main; main()"
     )
-    helper = Helper(command=(sys.executable, "-c", code, str(tmp_path / "empty")))
+    helper = Helper(timeout=20, command=(sys.executable, "-c", code, str(tmp_path / "empty")))
     with pytest.raises(Broken, match=words):
         helper.ask("inventory")
     helper.close()
@@ -128,19 +128,19 @@ def test_a_hanging_call_makes_everything_unknown_and_the_next_helper_goes_on(mac
     gpu = a100(0, rates=50)
     there = machine(gpu)
     seen = quick(there, timeout=0.5)
-    until(lambda: quietly(seen), "the driver to be opened", 10)
+    until(lambda: quietly(seen), "the driver to be opened")
     first = helper_of(seen)
     gpu.hangs = ["nvmlDeviceGetUtilizationRates"]
     there.write()
     began = time.monotonic()
     assert seen.sample({}, {}) == Readings()
-    assert 0.4 < time.monotonic() - began < 3
+    assert 0.4 < time.monotonic() - began < 15
     assert "hangs" in seen.state
-    until(lambda: ended(first), "the helper to be killed", 10)
-    assert until(lambda: quietly(seen), "the inventory, which does not hang", 10)[0].usable
+    until(lambda: ended(first), "the helper to be killed")
+    assert until(lambda: quietly(seen), "the inventory, which does not hang")[0].usable
     gpu.hangs = []
     there.write()
-    until(lambda: seen.sample({}, {}).devices, "samples again", 10)
+    until(lambda: seen.sample({}, {}).devices, "samples again")
     assert seen.state == "" or seen.devices()
     seen.close()
 
@@ -154,7 +154,7 @@ def quietly(devices: NvidiaDevices) -> tuple[object, ...]:
 def test_pauses_grow_with_each_failure() -> None:
     now = 0.0
     fails = "print('{\"fault\": 9}')"
-    helper = Helper(command=(sys.executable, "-c", fails), clock=lambda: now)
+    helper = Helper(timeout=20, command=(sys.executable, "-c", fails), clock=lambda: now)
     pauses = []
     for _ in range(8):
         with pytest.raises(Broken, match="not loaded"):
@@ -199,7 +199,7 @@ def test_opening_the_driver_may_take_longer_than_an_answer(machine: MakeMachine)
             return helper.ask("inventory")["gpus"]
         return None
 
-    assert until(answer, "the driver to be open", 10)
+    assert until(answer, "the driver to be open")
     helper.close()
 
 
@@ -217,7 +217,7 @@ def test_opening_the_driver_does_not_take_for_ever(machine: MakeMachine) -> None
 
 def test_requests_of_two_threads_wait_for_each_other_and_not_for_ever(machine: MakeMachine) -> None:
     there = machine(a100(0))
-    helper = Helper(str(there.folder), 5)
+    helper = Helper(str(there.folder), 20)
     helper.ask("inventory")
     answers: list[object] = []
     threads = [threading.Thread(target=lambda: answers.append(helper.ask("sample"))) for _ in range(8)]
@@ -241,14 +241,14 @@ def test_a_helper_that_crashes_is_replaced(machine: MakeMachine) -> None:
     psutil.Process(helper_of(seen)).kill()
     with pytest.raises(Silent, match="ended by itself"):
         seen.devices()
-    assert until(lambda: quietly(seen), "another helper", 10)
+    assert until(lambda: quietly(seen), "another helper")
     seen.close()
 
 
 @pytest.mark.parametrize("said", ["not json", '{"id": 7}', "[]"])
 def test_an_answer_that_is_none_is_a_failure(said: str) -> None:
     code = f"print('{{\"ready\": true}}', flush=True); print({said!r}, flush=True); input(); input()"
-    helper = Helper(command=(sys.executable, "-c", code))
+    helper = Helper(timeout=20, command=(sys.executable, "-c", code))
     with pytest.raises(Silent, match="something else"):
         helper.ask("inventory")
     helper.close()
@@ -283,6 +283,8 @@ def test_the_helper_ends_with_a_service_that_is_killed_while_the_driver_hangs(ma
         "helper.ask('inventory')\n"
         "print(helper._process.pid, flush=True)\n"
         "input()\n"
+        "write = helper._write\n"
+        "helper._write = lambda request: (write(request), print('asked', flush=True))\n"
         "helper.ask('inventory')\n"
     )
     command = [sys.executable, "-c", code, str(there.folder)]
@@ -293,9 +295,9 @@ def test_the_helper_ends_with_a_service_that_is_killed_while_the_driver_hangs(ma
         there.write()
         service.stdin.write("\n")
         service.stdin.flush()
-        until(lambda: psutil.Process(helper).num_threads() == 2, "the helper to be at it", 10)
+        assert service.stdout.readline() == "asked\n"
         service.kill()
-    until(lambda: ended(helper), "the helper to end", 10)
+    until(lambda: ended(helper), "the helper to end")
 
 
 def test_the_service_loads_no_driver_library(machine: MakeMachine) -> None:
@@ -326,6 +328,6 @@ def test_what_the_driver_prints_is_no_answer(machine: MakeMachine, caplog: pytes
         "worker.serve = noisy\n"
         "worker.main()\n"
     )
-    helper = Helper(str(machine(a100(0)).folder), command=(sys.executable, "-c", code))
+    helper = Helper(str(machine(a100(0)).folder), 20, command=(sys.executable, "-c", code))
     assert helper.ask("inventory")["gpus"]
     helper.close()

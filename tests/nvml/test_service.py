@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from jupyterhub_gpupool.devices import Condition, Readings
 from jupyterhub_gpupool.devices.nvidia.inventory import NvidiaDevices
 from jupyterhub_gpupool.model import Device, Health, Kind, Process, Session, Wish
 from jupyterhub_gpupool.service import metrics
+from jupyterhub_gpupool.service.app import GPUPoolService
 from jupyterhub_gpupool.service.metrics import Metrics
 from tests.ledger.bench import Bench
 
@@ -170,6 +173,19 @@ def test_processes_of_a_session_that_starts_are_not_foreign(
     assert bench.device(gpu.uuid).usable
 
 
+def test_what_is_left_of_a_session_hides_no_foreign_process(
+    machine: MakeMachine, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that does not run has no processes, whatever the backend says of them."""
+    gpu = a100(0, used=900, processes=[FakeProcess(MINE, 800)])
+    bench = pool(machine(gpu))
+    left = Session("left", "gone", "ada", "", "whole", {}, processes=None, running=False)
+    monkeypatch.setattr(bench.sweep.sessions, "list", lambda: (left,))
+    monkeypatch.setattr(bench.sweep, "remove", lambda *_: asyncio.sleep(0, True))
+    bench.pass_time(2)
+    assert bench.device(gpu.uuid).health is Health.BARRED
+
+
 def test_a_sick_gpu_is_granted_to_nobody_and_its_session_runs_on(machine: MakeMachine, pool: Any) -> None:
     sick, well = a100(0), a100(1)
     there = machine(sick, well)
@@ -223,6 +239,22 @@ def test_a_new_order_of_gpus_moves_no_lease(machine: MakeMachine, pool: Any) -> 
     bench.pass_time()
     assert bench.lease(lease).slices[0].device == held
     assert [bench.device(uuid).index for uuid in (other.uuid, one.uuid)] == [0, 1]
+
+
+def test_the_state_of_the_driver_is_told_to_whoever_asks_for_the_services_health(
+    machine: MakeMachine, pool: Any
+) -> None:
+    there = machine(a100(0))
+    bench = pool(there)
+    service = GPUPoolService()
+    bench.sweep.inventory, bench.sweep.last_success = bench.real, time.monotonic()
+    assert service._health(bench.sweep) == (True, "the last whole sweep was 0 s ago")
+    there.fails, there.init = {"*": MISMATCH}, MISMATCH
+    there.write()
+    bench.pass_time()
+    bench.sweep.last_success = time.monotonic()
+    well, text = service._health(bench.sweep)
+    assert well and "The NVIDIA driver was upgraded while it was in use" in text
 
 
 def test_conditions_are_metrics_while_they_are_new(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,29 @@ def test_figures_that_stand_still_are_unknown(libraries: object) -> None:
         assert meter._utilization("u", None) == (40, 40)
 
 
+def test_a_clock_that_is_set_back_hides_no_use(libraries: object) -> None:
+    """The driver's times are the machine's: what is new would be older than the last look."""
+    from jupyterhub_gpupool.devices.nvidia import binding, measure  # import the package nvidia-ml-py
+
+    wall, second = 5000.0, 1_000_000
+    meter = measure.Meter(lambda: 0.0, lambda: wall)
+    samples, uses = [(4999 * second, 10)], [(7, 10, 4999 * second)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(binding, "samples", lambda _, since: [one for one in samples if one[0] > since])
+        patch.setattr(binding, "process_use", lambda _, since: [one for one in uses if one[2] > since])
+        patch.setattr(measure, "maybe", lambda *_: type("Rates", (), {"gpu": 0}))
+        assert meter._utilization("u", None) == (0, 10) and meter._process_use("u", None) == {7: 10}
+        assert meter._utilization("u", None) == (0, 0) and meter._process_use("u", None) == {}
+        wall -= 3600.0
+        for value in (80, 60):
+            wall += 10
+            samples.append((int(wall * second), value))
+            uses.append((8, value, int(wall * second)))
+            assert meter._utilization("u", None) == (0, value)
+            used = meter._process_use("u", None)
+            assert used is not None and used[8] == value
+
+
 def test_several_gpus_are_as_busy_as_the_busiest(machine: MakeMachine, devices: MakeDevices) -> None:
     one, other = a100(0, rates=0), a100(1, rates=30, used=900, processes=[FakeProcess(MINE)])
     there = machine(one, other)
@@ -420,10 +443,10 @@ def test_an_old_driver_tells_less_and_is_used(
     seen = devices(there)
     first, second = seen.devices()
     assert first.usable and second.usable and first.memory_mib == 81920
-    look(seen)
-    time.sleep(0.2)
-    found = look(seen, {"a": whole(gpu), "b": mig(other, one)})
+    for _ in range(2):
+        found = look(seen, {"a": whole(gpu), "b": mig(other, one)}, {"a": session(MINE), "b": ()})
+        time.sleep(0.2)
     assert found.leases["a"] == Sample(40.0, 900 + 600, 1)  # it counts what it reserves among the used
     assert found.leases["b"] == Sample(0.0, 12, 0)
     said = [record.message for record in caplog.records]
-    assert len(said) == 3 and all("470.57.02" in one for one in said)
+    assert len(said) == 2 and all("470.57.02" in one for one in said)

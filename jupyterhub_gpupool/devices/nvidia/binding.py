@@ -25,7 +25,7 @@ RECOVERY_ACTION = 230
 UNCORRECTED, VOLATILE = 1, 0
 NOT_AVAILABLE = 2**64 - 1
 WANTED = {
-    "nvmlDeviceGetComputeRunningProcesses_v3": "which processes use a GPU",
+    "nvmlDeviceGetComputeRunningProcesses_v2": "which processes use a GPU",
     "nvmlDeviceGetMemoryInfo_v2": "what the driver reserves of the memory",
     "nvmlGpmMetricsGet": "how MIG instances are used",
 }

@@ -24,8 +24,10 @@ STALE = 30.0
 class Meter:
     """Measures; its state is what the next look is measured from."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._clock, self._wall = clock, wall
         self._sampled: dict[str, tuple[int, float]] = {}  # GPU → the driver's time of the newest sample, ours
         self._used: dict[str, int] = {}  # GPU → the driver's time of the newest use by a process
         self._gpm: dict[tuple[str, int], tuple[str, Any, float, float | None]] = {}
@@ -77,9 +79,9 @@ class Meter:
         rates = maybe("nvmlDeviceGetUtilizationRates", handle)
         now = int(rates.gpu) if rates is not None else None
         last, at = self._sampled.get(uuid, (0, 0.0))
-        found = binding.samples(handle, last)
+        found = binding.samples(handle, self._since(last))
         if found:
-            newest = max(found)
+            newest = max(self._not_of_the_future(found))
             self._sampled[uuid] = newest[0], self._clock()
             # What lies in the buffer from before the first look is not of this look.
             peak = max(value for _, value in found) if last else newest[1]
@@ -90,14 +92,31 @@ class Meter:
 
     def _process_use(self, uuid: str, handle: Any) -> dict[int, int] | None:
         """Percent of the GPU by process, at the highest since the last look."""
-        found = binding.process_use(handle, self._used.get(uuid, 0))
+        found = binding.process_use(handle, self._since(self._used.get(uuid, 0)))
         if found is None:
             return None
         uses: dict[int, int] = {}
-        for pid, percent, at in found:
+        for pid, percent, _ in found:
             uses[pid] = max(uses.get(pid, 0), percent)
-            self._used[uuid] = max(self._used.get(uuid, 0), at)
+        if found:
+            self._used[uuid] = max(self._not_of_the_future([(at, percent) for _, percent, at in found]))[0]
         return uses
+
+    def _since(self, last: int) -> int:
+        """From when on to ask the driver, whose times are the machine's.
+
+        Where the machine's clock was set back, nothing would be newer than the last look for as long: then
+        all that the driver still has is looked at, which errs towards use.
+        """
+        return last if last <= self._horizon() else 0
+
+    def _horizon(self) -> int:
+        return int((self._wall() + 1) * 1_000_000)
+
+    def _not_of_the_future(self, found: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The samples of before now; all of them where there are no such."""
+        horizon = self._horizon()
+        return [one for one in found if one[0] <= horizon] or found
 
     # --- MIG -----------------------------------------------------------------------------------------
 
