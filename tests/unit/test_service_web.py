@@ -87,6 +87,7 @@ class Web:
         self.health = (True, "the last whole sweep was 1 s ago")
         self.client = AsyncHTTPClient(force_instance=True, max_clients=100)
         self.notices = GPUPoolNotices()
+        self.application: web.Application
         self.counted: list[tuple[str, str]] = []
 
     @property
@@ -220,6 +221,7 @@ async def a_site(tmp_path: Path, hub: type[FakeHub]) -> AsyncIterator[Web]:
         # the limits of the service
         async with served(application, max_body_size=1 << 16, max_buffer_size=1 << 17) as port:
             site = Web(pool, feed, port)
+            site.application = application
             application.settings |= {
                 "pool": pool, "feed": feed, "release": site.release, "health": lambda: site.health,
                 "count_notice": site.count, "notices": site.notices,
@@ -601,7 +603,9 @@ async def test_the_status_page_says_all_that_a_warned_person_must_know(site: Web
     site.lease("bob", "later", "1")
     page = unescape((await site.browser("ada"))[2])
     shown = page.partition("<template")[0]
-    assert re.search(r"will be stopped\s*<span[^>]*> in\s*<strong[^>]*>25 s</strong>", shown), "told by this page"
+    assert re.search(r"will be stopped\s*<span[^>]*> in\s*<strong[^>]*>25 s</strong>", shown), (
+        "told by this page"
+    )
     for text in ("idle for 60 s", "files outside the home folder",
                  "Files in the home folder.", "Extend by", "Release now", "A quarter",
                  "simulated GPU", "nothing: the GPU is simulated", "unknown",
