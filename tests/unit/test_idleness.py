@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyterhub_gpupool import idleness
-from jupyterhub_gpupool.idleness import Facts, count_down, fold, is_busy, judge, tick
+from jupyterhub_gpupool.idleness import Facts, count_down, counts, fold, is_busy, judge, tick
 from jupyterhub_gpupool.model import Decision, Kind, Sample, Terms, Verdict, When
 
 KEEP, WARN, RECLAIM = Decision.KEEP, Decision.WARN, Decision.RECLAIM
@@ -339,3 +339,101 @@ def test_what_calls_for_an_end(
 @pytest.mark.parametrize("rule", idleness.CALLED)
 def test_an_end_that_is_called_for_comes_nearer_whatever_is_known(rule: str) -> None:
     assert idleness.count_down(30, rule, None, 10, 10) == 20
+
+
+# --- deliveries ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("delivered", "undelivered", "limit", "expected"),
+    [
+        (True, 0, None, True),
+        (True, 0, 3600, True),
+        (False, 0, None, False),
+        (False, 1e9, None, False),  # never, whatever time passes
+        (False, 0, 0, True),  # deliveries are not waited for
+        (False, 0, 3600, False),
+        (False, 3600 - 31, 3600, False),
+        (False, 3600 - 30, 3600, True),  # so that it ends an hour after it was given
+        (False, 0, 20, True),  # never sooner than after the warning
+    ],
+)
+def test_from_when_a_warning_counts(
+    delivered: bool, undelivered: float, limit: float | None, expected: bool
+) -> None:
+    assert counts(delivered, undelivered, 30, limit) is expected
+
+
+def test_a_countdown_stands_still_until_the_warning_was_delivered() -> None:
+    for rule in ("idle", "max_age", "drain", "share", "budget"):
+        assert count_down(30, rule, False, 5, 10, counting=False) == 30
+        assert count_down(30, rule, False, 5, 10, counting=True) == 25
+
+
+@given(
+    rule=st.sampled_from(["idle", "max_age", "drain", "share", "budget"]),
+    deadline=st.floats(-10, 100),
+    age=st.floats(0, 5000),
+    idle=st.floats(0, 5000),
+    busy=st.sampled_from([None, False]),
+    warn=st.floats(0, 100),
+    called=st.sampled_from([None, "drain", "share", "budget"]),
+)
+def test_nothing_is_reclaimed_while_a_warning_does_not_count(
+    rule: str, deadline: float, age: float, idle: float, busy: bool | None, warn: float, called: str | None
+) -> None:
+    facts = replace(
+        FACTS,
+        terms=replace(AGED, warn=warn),
+        age=age,
+        idle_seconds=idle,
+        busy=busy,
+        deadline_seconds=deadline,
+        warned_for=rule,
+        counting=False,
+        calls=(idleness.Call(called, "because"),) if called else (),
+    )
+    assert judge(facts).decision is not RECLAIM
+
+
+@pytest.mark.parametrize("rule", ["idle", "max_age", "drain"])
+@given(limit=st.sampled_from([0.0, 20.0, 45.0, 300.0, None]), told_after=st.integers(0, 60) | st.none())
+def test_the_end_comes_a_whole_warning_after_the_delivery_or_at_the_limit(
+    rule: str, limit: float | None, told_after: int | None
+) -> None:
+    """As the sweep does it, look after look; the ledger begins the countdown anew with a delivery."""
+    interval, look, undelivered, told_at = 5.0, 0, 0.0, None
+    calls = (idleness.Call("drain", "because"),) if rule == "drain" else ()
+    terms = replace(TERMS if rule != "max_age" else AGED, min_age=0, window=60 if rule == "idle" else 0)
+    facts = replace(FACTS, terms=terms, age=2000, calls=calls, deadline_seconds=None, counting=False)
+    while look < 200:
+        if (
+            told_at is None
+            and told_after is not None
+            and look >= told_after
+            and facts.deadline_seconds is not None
+        ):
+            told_at = look
+            facts = replace(facts, deadline_seconds=terms.warn, counting=False)
+        left = count_down(
+            facts.deadline_seconds, facts.warned_for, False, interval, interval, counting=facts.counting
+        )
+        verdict = judge(replace(facts, deadline_seconds=left))
+        if verdict.decision is RECLAIM:
+            break
+        assert verdict.warned_for == rule
+        if facts.deadline_seconds is not None and told_at is None:
+            undelivered += interval
+        runs = counts(told_at is not None, undelivered, terms.warn, limit)
+        facts = replace(
+            facts, deadline_seconds=verdict.deadline_seconds, warned_for=verdict.warned_for, counting=runs
+        )
+        look += 1
+    passed = look * interval
+    if told_at is not None:
+        assert passed - told_at * interval >= terms.warn
+        assert look < 200
+    elif limit is None:
+        assert look == 200, "nobody was told, nothing ends"
+    else:
+        assert max(limit, terms.warn) <= passed <= max(limit, terms.warn) + 2 * interval

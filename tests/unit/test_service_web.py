@@ -87,6 +87,7 @@ class Web:
         self.health = (True, "the last whole sweep was 1 s ago")
         self.client = AsyncHTTPClient(force_instance=True, max_clients=100)
         self.notices = GPUPoolNotices()
+        self.application: web.Application
         self.counted: list[tuple[str, str]] = []
 
     @property
@@ -220,6 +221,7 @@ async def a_site(tmp_path: Path, hub: type[FakeHub]) -> AsyncIterator[Web]:
         # the limits of the service
         async with served(application, max_body_size=1 << 16, max_buffer_size=1 << 17) as port:
             site = Web(pool, feed, port)
+            site.application = application
             application.settings |= {
                 "pool": pool, "feed": feed, "release": site.release, "health": lambda: site.health,
                 "count_notice": site.count, "notices": site.notices,
