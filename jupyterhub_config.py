@@ -139,6 +139,8 @@ c.GPUPool.limits = {
 # --- The service: looks at the GPUs, warns, and takes idle ones back ------------------------------
 c.GPUPoolService.mode = "reclaim"  # or "warn", or "observe": only say what it would do
 c.GPUPoolService.sweep_interval = 2
+# A warning counts from when a page has shown it, or after this time without; in earnest some hours.
+c.GPUPoolService.undelivered_max = 60
 
 # --- Users, login, proxy, ports and files of the demo; processes or containers (GPUPOOL_BACKEND) ---
 # In earnest, for containers: c.GPUPoolDockerSpawner.image = "sha256:…", as `make image` prints it.

@@ -56,6 +56,8 @@ class Facts:
     """Left of the warning, counted down by :func:`count_down`; None: not warned."""
     warned_for: str = ""
     """Which rule the warning stands for."""
+    counting: bool = True
+    """Whether the countdown of the warning runs, see :func:`counts`; nothing is reclaimed while it does not."""
     wanted: bool = False
     """Whether somebody waits who would get this slice."""
     wanted_why: str = ""
@@ -97,11 +99,31 @@ def fold(idle_seconds: float, busy: bool | None, elapsed: float, interval: float
     return 0.0 if busy else before + tick(elapsed, interval)
 
 
+def counts(delivered: bool, undelivered_seconds: float, warn: float, limit: float | None) -> bool:
+    """Say whether the countdown of a warning runs: once it was delivered, or its time without that is up.
+
+    One that has reached nobody runs out ``limit`` seconds after it was given, and not before ``warn``; with
+    None it never does, with 0 a delivery is not waited for.
+    """
+    if delivered or limit is None:
+        return delivered
+    return undelivered_seconds >= limit - max(0.0, warn)
+
+
 def count_down(
-    deadline_seconds: float | None, warned_for: str, busy: bool | None, elapsed: float, interval: float
+    deadline_seconds: float | None,
+    warned_for: str,
+    busy: bool | None,
+    elapsed: float,
+    interval: float,
+    *,
+    counting: bool = True,
 ) -> float | None:
-    """Take one look's tick off a warning; a warning for idleness stands still while nothing is known."""
-    if deadline_seconds is None or (busy is None and warned_for not in (MAX_AGE, *CALLED)):
+    """Take one look's tick off a warning.
+
+    It stands still while it is not ``counting``; one for idleness also while nothing is known.
+    """
+    if not counting or deadline_seconds is None or (busy is None and warned_for not in (MAX_AGE, *CALLED)):
         return deadline_seconds
     return max(0.0, deadline_seconds - tick(elapsed, interval))
 
@@ -109,9 +131,9 @@ def count_down(
 def judge(facts: Facts) -> Verdict:
     """Decide about an active lease: KEEP, WARN with the seconds left, or RECLAIM.
 
-    RECLAIM comes only after a WARN for the same rule whose deadline ran out: for idleness never before
-    ``min_age`` and never on an unknown sample; for age whatever the samples say.  Where both rules apply,
-    the one that ends sooner is named.  KEEP takes a standing warning back.
+    RECLAIM comes only after a WARN for the same rule whose countdown ran out: for idleness never before
+    ``min_age`` and never on an unknown sample; for age whatever the samples say.  Where both rules apply, the
+    one that ends sooner is named.  KEEP takes a standing warning back.
     """
     age = facts.age if facts.age > 0 else 0.0
     by_idle = _judge_idle(facts, age)
@@ -139,7 +161,7 @@ def _called(facts: Facts, call: Call, age: float) -> Verdict:
     if facts.warned_for != call.rule or facts.deadline_seconds is None:
         return Verdict(Decision.WARN, call.reason, max(warn, early), warned_for=call.rule)
     left = max(facts.deadline_seconds, early)
-    if left <= 0:
+    if left <= 0 and facts.counting:
         return Verdict(Decision.RECLAIM, f"{call.reason}; the warning has run out", 0.0, warned_for=call.rule)
     return Verdict(Decision.WARN, call.reason, left, warned_for=call.rule)
 
@@ -160,7 +182,7 @@ def _judge_age(facts: Facts, age: float) -> Verdict | None:
     reason = f"open for {age:.0f} s, at most {terms.max_age:g} s are allowed (max_age)"
     if facts.warned_for != MAX_AGE or facts.deadline_seconds is None:
         return Verdict(Decision.WARN, reason, max(0.0, terms.warn), warned_for=MAX_AGE)
-    if facts.deadline_seconds <= 0:
+    if facts.deadline_seconds <= 0 and facts.counting:
         return Verdict(Decision.RECLAIM, f"{reason}; the warning has run out", 0.0, warned_for=MAX_AGE)
     return Verdict(Decision.WARN, reason, facts.deadline_seconds, warned_for=MAX_AGE)
 
@@ -200,7 +222,7 @@ def _judge_idle(facts: Facts, age: float) -> Verdict:
     young = terms.min_age - age
     if not warned or left is None:
         return Verdict(Decision.WARN, reason, max(0.0, terms.warn, young), warned_for=IDLE)
-    if left <= 0 and young <= 0:
+    if left <= 0 and young <= 0 and facts.counting:
         return Verdict(Decision.RECLAIM, f"{reason}; the warning has run out", 0.0, warned_for=IDLE)
     return Verdict(Decision.WARN, reason, max(left, young), warned_for=IDLE)
 

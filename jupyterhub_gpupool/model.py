@@ -268,8 +268,7 @@ class Lease:
     state: State
     version: int
     epoch: int
-    session: str
-    """The session's name; decided at the grant, written before anything is launched under it."""
+    session: str  # its name; decided at the grant, written before anything is launched under it
     wish: Wish
     terms: Terms
     groups: tuple[str, ...]
@@ -288,13 +287,16 @@ class Lease:
     closed_at: float | None = None
     idle_seconds: float = 0
     idle_total: float = 0  # idle seconds in all; ``idle_seconds`` begins anew with each use
-    grace_seconds: float = 0
-    """Left of an extension: until it has run out the lease is kept."""
+    grace_seconds: float = 0  # left of an extension: until it has run out the lease is kept
     extended_seconds: float = 0
     warned_at: float | None = None
     warned_for: str = ""  # the rule: ``idle``, ``max_age``, ``share``, ``drain`` or ``budget``
-    deadline_seconds: float | None = None
-    """Left until the reclaim that the person was warned of; None without a warning."""
+    deadline_seconds: float | None = None  # left until the reclaim that is warned of; None without a warning
+    warning: str = ""  # id of the last warning
+    delivered_at: float | None = None  # when it reached somebody, and by which channel
+    delivered_by: str = ""
+    counting: bool = False  # whether its countdown runs; before that it stands still
+    undelivered_seconds: float = 0  # for how long warnings have reached nobody
     verdict: Decision | None = None
     verdict_reason: str = ""
     verdict_at: float | None = None
@@ -306,10 +308,8 @@ class Lease:
     absent_since: float | None = None
     doubt: str = ""
     doubt_since: float | None = None
-    left_at: float | None = None
-    """Since when no hub process has waited for it or launched it; None: one does."""
-    reason: str = ""
-    """Why it waits, is stopping or was closed."""
+    left_at: float | None = None  # since when no hub process has waited for it or launched it; None: one does
+    reason: str = ""  # why it waits, is stopping or was closed
     stopped_by: str = ""
     image: str = ""  # what the session was launched from; empty: nothing of that kind
     checked: Mapping[str, Any] = field(default_factory=dict)

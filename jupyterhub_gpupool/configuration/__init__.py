@@ -18,6 +18,8 @@ from traitlets.config.loader import LazyConfigValue
 from .. import profiles
 from ..devices.simulated import SimulatedDevices
 from ..ledger import file_of, url_of
+from ..notices.settings import ENVIRONMENT as SECRETS
+from ..notices.settings import GPUPoolNotices
 from ..pool import GPUPool
 from ..service.app import GPUPoolService
 from ..spawners.base import GPUPoolMixin
@@ -39,6 +41,7 @@ TEMPLATES = Path(__file__).parent.parent / "templates" / "hub"
 SECTIONS: dict[str, type[Configurable]] = {
     "GPUPool": GPUPool,
     "GPUPoolService": GPUPoolService,
+    "GPUPoolNotices": GPUPoolNotices,
     "SimulatedDevices": SimulatedDevices,
 }
 """Sections of every backend; its spawner's comes with it."""
@@ -118,8 +121,7 @@ def _hub(c: Config, spawner: type[GPUPoolMixin]) -> None:
 
 
 def _service(c: Config, state: Path) -> None:
-    owners = {"GPUPool": GPUPool, "GPUPoolService": GPUPoolService, "SimulatedDevices": SimulatedDevices}
-    handed = {name: plain(c[name], owner) for name, owner in owners.items() if name in c}
+    handed = {name: plain(c[name], owner) for name, owner in SECTIONS.items() if name in c}
     path = state / "service.json"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         json.dump(handed, file)
@@ -131,8 +133,8 @@ def _service(c: Config, state: Path) -> None:
             "command": [sys.executable, "-m", "jupyterhub_gpupool", "service", str(path)],
             "environment": {
                 "GPUPOOL_HUB_PID": str(os.getpid()),
-                # The service speaks to the same engine as the spawners.
-                **{name: os.environ[name] for name in ENGINE_ENVIRONMENT if name in os.environ},
+                # The service speaks to the same engine as the spawners, and alone knows the secrets of notices.
+                **{name: os.environ[name] for name in (*ENGINE_ENVIRONMENT, *SECRETS) if name in os.environ},
             },
             "oauth_no_confirm": True,
             "display": True,
@@ -191,6 +193,7 @@ def _check(c: Config, spawner: type[GPUPoolMixin]) -> GPUPool:
         pool = GPUPool(config=c)
         SimulatedDevices(config=c)
         GPUPoolService(config=Config({"GPUPoolService": c.GPUPoolService}))
+        GPUPoolNotices(config=c).check()
     except (TraitError, ValueError) as problem:
         _stop(str(problem))
     known = set(spawner.class_trait_names(config=True))

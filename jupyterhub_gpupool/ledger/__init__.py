@@ -21,6 +21,8 @@ from . import schema as t
 from .admin import Admin
 from .checks import Check
 from .counts import Budgets, queue_usage
+from .deliveries import Deliveries, Delivery
+from .endings import Ending, Endings
 from .observations import Observation
 from .preview import Touched, preview
 from .reading import Reader
@@ -35,6 +37,8 @@ from .views import Event, Reading, Snapshot, Waiting
 
 __all__ = [
     "Check",
+    "Delivery",
+    "Ending",
     "Event",
     "Ledger",
     "LimitRow",
@@ -54,7 +58,7 @@ __all__ = [
 _beat = update(t.hubs).where(t.hubs.c.name == bindparam("hub"))
 
 
-class Ledger(Reader, Admin):
+class Ledger(Reader, Admin, Deliveries, Endings):
     """The ledger of one pool."""
 
     # --- the hub's side: a spawn ---------------------------------------------------------------

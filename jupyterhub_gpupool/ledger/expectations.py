@@ -136,7 +136,7 @@ class _Wanted:
 def _running(lease: Lease, now: float, idle_ends: bool) -> waits.Running:
     began = lease.requested_at if lease.granted_at is None else lease.granted_at
     ends = lease.terms.max_age - (now - began) if lease.terms.max_age else math.inf
-    if lease.deadline_seconds is not None and idle_ends:
+    if lease.deadline_seconds is not None and lease.counting and idle_ends:
         ends = min(ends, lease.deadline_seconds)
     if lease.state is State.STOPPING:
         ends = 0.0

@@ -70,5 +70,57 @@ def to_2(conn: Connection) -> None:
         conn.exec_driver_sql(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (to_2,)
+def to_3(conn: Connection) -> None:
+    """Add what the delivery of warnings needs.  What has happened before is not told any more."""
+    for statement in (
+        "ALTER TABLE pool ADD COLUMN told_seq INTEGER DEFAULT '0' NOT NULL",
+        "UPDATE pool SET told_seq = (SELECT COALESCE(MAX(seq), 0) FROM events)",
+        "ALTER TABLE leases ADD COLUMN warning VARCHAR(32) DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN delivered_at FLOAT",
+        "ALTER TABLE leases ADD COLUMN delivered_by VARCHAR(16) DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN counting INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN undelivered_seconds FLOAT DEFAULT '0' NOT NULL",
+        """CREATE TABLE deliveries (
+            id VARCHAR(32) NOT NULL,
+            event VARCHAR(16) NOT NULL,
+            channel VARCHAR(16) NOT NULL,
+            lease VARCHAR(32),
+            warning VARCHAR(32) NOT NULL,
+            person VARCHAR(255) NOT NULL,
+            state VARCHAR(16) NOT NULL,
+            tries INTEGER NOT NULL,
+            at FLOAT NOT NULL,
+            due_at FLOAT NOT NULL,
+            tried_at FLOAT,
+            done_at FLOAT,
+            error TEXT NOT NULL,
+            notice TEXT NOT NULL,
+            PRIMARY KEY (id),
+            UNIQUE (lease, warning, event, channel),
+            FOREIGN KEY(lease) REFERENCES leases (id)
+        )""",
+        "CREATE INDEX deliveries_due ON deliveries (state, due_at)",
+        "CREATE INDEX deliveries_person ON deliveries (person, channel, tried_at)",
+        """CREATE TABLE choices (
+            owner VARCHAR(32) NOT NULL,
+            unwanted TEXT NOT NULL,
+            address TEXT NOT NULL,
+            at FLOAT NOT NULL,
+            PRIMARY KEY (owner),
+            FOREIGN KEY(owner) REFERENCES owners (id)
+        )""",
+        """CREATE TABLE endings (
+            lease VARCHAR(32) NOT NULL,
+            saved TEXT NOT NULL,
+            script TEXT NOT NULL,
+            PRIMARY KEY (lease),
+            FOREIGN KEY(lease) REFERENCES leases (id)
+        )""",
+        # A warning that was given before knows nothing of a delivery: it is given again, in full.
+        "UPDATE leases SET deadline_seconds = NULL, warned_at = NULL, warned_for = '' WHERE state = 'active'",
+    ):
+        conn.exec_driver_sql(statement)
+
+
+MIGRATIONS: tuple[Migration, ...] = (to_2, to_3)
 """The n-th takes a database from schema version n to n + 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ class Observation:
     """Seconds since the last look that count as idle; for the books, which use does not set back."""
     note: str = ""
     """What its owner should know."""
+    counting: bool = False
+    """Whether the countdown of the warning runs from here on."""
+    undelivered_seconds: float = 0.0
 
 
 _record = (
@@ -55,6 +59,11 @@ _record = (
                 "deadline_seconds",
                 "warned_at",
                 "warned_for",
+                "warning",
+                "delivered_at",
+                "delivered_by",
+                "counting",
+                "undelivered_seconds",
                 "verdict",
                 "verdict_reason",
                 "verdict_at",
@@ -73,8 +82,8 @@ _record = (
 def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
     """Store observations of active leases, with an event for each warning given or taken back.
 
-    Returns the new version of every lease whose observation was taken: a warning is stored, and with that
-    delivered, exactly when its lease is among them.
+    A new warning, and one for another rule, is yet to be delivered.  Returns the new version of every lease
+    whose observation was taken.
     """
     current = {row.id: row for row in tx.run(_current)}
     values, notes, taken, idle = [], [], {}, {}
@@ -85,17 +94,12 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
         taken[item.lease] = item.version + 1
         warned = item.deadline_seconds is not None
         changed = warned and row.warned_for != item.warned_for
-        if warned != (row.warned_at is not None) or changed:
-            notes.append(
-                {
-                    "at": tx.now,
-                    "actor": "service",
-                    "action": "warn" if warned else "unwarn",
-                    "lease": item.lease,
-                    "user": row.user,
-                    "reason": item.verdict.reason,
-                }
-            )
+        new = warned and (changed or row.warned_at is None)
+        told = warned and not new
+        if item.note and not row.note:
+            notes.append(_event(tx, "budget", row, item.note))
+        if new or (not warned and row.warned_at is not None):
+            notes.append(_event(tx, "warn" if warned else "unwarn", row, item.verdict.reason))
         if item.idle_tick > 0 and row.gpus > 0:
             idle[item.lease] = item.idle_tick
         seen = item.sample.utilization is not None or item.sample.processes == 0
@@ -109,6 +113,11 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
                 "new_deadline_seconds": item.deadline_seconds,
                 "new_warned_at": None if not warned else tx.now if changed else row.warned_at or tx.now,
                 "new_warned_for": item.warned_for if warned else "",
+                "new_warning": uuid.uuid4().hex if new else row.warning,
+                "new_delivered_at": row.delivered_at if told else None,
+                "new_delivered_by": row.delivered_by if told else "",
+                "new_counting": int(item.counting),
+                "new_undelivered_seconds": item.undelivered_seconds,
                 "new_verdict": item.verdict.decision.value,
                 "new_verdict_reason": item.verdict.reason,
                 "new_verdict_at": tx.now,
@@ -131,7 +140,7 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
 
 _looked_at = (
     "id", "version", "warned_at", "warned_for", "sampled_at", "user", "gpus", "idle_total",
-    "peak_utilization", "peak_memory_mib",
+    "peak_utilization", "peak_memory_mib", "note", "warning", "delivered_at", "delivered_by",
 )  # fmt: skip
 _current = select(*(t.leases.c[name] for name in _looked_at)).where(t.leases.c.state == State.ACTIVE.value)
 _idle_of_day = select(t.idle_days.c.lease).where(t.idle_days.c.day == bindparam("of_day"))
@@ -140,6 +149,12 @@ _more_idle = (
     .where(t.idle_days.c.lease == bindparam("key"), t.idle_days.c.day == bindparam("of_day"))
     .values(seconds=t.idle_days.c.seconds + bindparam("more"))
 )
+
+
+def _event(tx: Transaction, action: str, row: Any, reason: str) -> dict[str, Any]:
+    return {
+        "at": tx.now, "actor": "service", "action": action, "lease": row.id, "user": row.user, "reason": reason,
+    }  # fmt: skip
 
 
 def _peak(before: Any, seen: Any) -> Any:
@@ -215,6 +230,10 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
         deadline_seconds=None,
         warned_at=None,
         warned_for="",
+        delivered_at=None,
+        delivered_by="",
+        counting=0,
+        undelivered_seconds=0.0,
         verdict=Decision.KEEP.value,
         verdict_reason=f"extended by {given:g} s",
     )

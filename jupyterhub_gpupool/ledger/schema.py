@@ -24,7 +24,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -44,6 +44,7 @@ pool = Table(
     Column("mode", String(16), nullable=False),
     Column("limits_version", Integer, nullable=False, server_default="0"),  # raised at each edit of a limit
     Column("waits", Text, nullable=False, server_default="{}"),  # expected for a new request, by profile
+    Column("told_seq", Integer, nullable=False, server_default="0"),  # the last event that notices were made of
 )
 
 cell_numbers = Table("cell_numbers", metadata, Column("n", Integer, primary_key=True))
@@ -161,6 +162,11 @@ leases = Table(
     Column("note", Text, nullable=False, server_default=""),
     Column("wait_low", Float),  # as last worked out for a request in the queue; NULL: no ground
     Column("wait_high", Float),
+    Column("warning", String(32), nullable=False, server_default=""),  # id of the last one
+    Column("delivered_at", Float),
+    Column("delivered_by", String(16), nullable=False, server_default=""),
+    Column("counting", Integer, nullable=False, server_default="0"),  # whether its countdown runs
+    Column("undelivered_seconds", Float, nullable=False, server_default="0"),
     UniqueConstraint("owner", "server", "open_key"),
     UniqueConstraint("id", "held"),
     CheckConstraint("(open_key IS NULL) = (state = 'closed')"),
@@ -280,3 +286,45 @@ idle_days = Table(
     Index("idle_days_day", "day"),
 )
 """How long each lease was seen idle on each day; for the books."""
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("event", String(16), nullable=False),
+    Column("channel", String(16), nullable=False),
+    Column("lease", String(32), ForeignKey("leases.id")),  # NULL: it is about no lease
+    Column("warning", String(32), nullable=False),  # empty: it is not about a warning
+    Column("person", String(255), nullable=False),  # empty: for those who run the pool
+    Column("state", String(16), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("due_at", Float, nullable=False),
+    Column("tried_at", Float),
+    Column("done_at", Float),
+    Column("error", Text, nullable=False),
+    Column("notice", Text, nullable=False),
+    UniqueConstraint("lease", "warning", "event", "channel"),
+    Index("deliveries_due", "state", "due_at"),
+    Index("deliveries_person", "person", "channel", "tried_at"),
+)
+"""Who was told what by which channel, and what is still to be told."""
+
+choices = Table(
+    "choices",
+    metadata,
+    Column("owner", String(32), ForeignKey("owners.id"), primary_key=True),
+    Column("unwanted", Text, nullable=False),  # the events that are not wanted, by channel
+    Column("address", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)
+"""What people have chosen to be told."""
+
+endings = Table(
+    "endings",
+    metadata,
+    Column("lease", String(32), ForeignKey("leases.id"), primary_key=True),
+    Column("saved", Text, nullable=False),
+    Column("script", Text, nullable=False),
+)
+"""What was done for a session before its end.  Not in ``leases``: every sweep reads all open rows of that."""

@@ -23,12 +23,14 @@ from traitlets.config import Application, Config
 from .. import __version__
 from ..devices.simulated import SimulatedDevices
 from ..errors import GPUPoolError
+from ..notices.settings import GPUPoolNotices
 from ..pool import GPUPool
 from ..sessions import Sessions
 from ..sessions.local import LocalSessions
 from .handlers import routes
 from .hub import Hub
 from .metrics import Metrics
+from .notices import Post, ways_of
 from .stream import Feed
 from .sweep import Rules, Sweep
 
@@ -44,7 +46,7 @@ class GPUPoolService(Application):
 
     name = "gpupool-service"
     description = __doc__
-    classes = [GPUPool, SimulatedDevices]
+    classes = [GPUPool, SimulatedDevices, GPUPoolNotices]
 
     sweep_interval = Float(
         10,
@@ -103,6 +105,24 @@ class GPUPoolService(Application):
         help="""Address on which Prometheus text is served. Everybody who reaches it can read who holds what.""",
     ).tag(config=True)
 
+    undelivered_max = Float(
+        4 * 3600,
+        allow_none=True,
+        min=0,
+        help="""Seconds after which a warning counts that has reached nobody: neither a page, JupyterLab, the mail
+        server nor the webhook's receiver has taken it. Until then its countdown does not begin, and nothing is
+        stopped for it, for whatever rule. It is never shorter than the profile's ``warn``. 0: deliveries are not
+        waited for; None: who is not reached is never stopped. Example: ``3600``.""",
+    ).tag(config=True)
+
+    before_reclaim_timeout = Float(
+        30,
+        min=0,
+        max=600,
+        help="""Seconds that a person's own script ``~/.gpupool/before-reclaim`` may take in their session before it
+        is taken back; then the session is stopped all the same. 0: no such script is run. Example: ``60``.""",
+    ).tag(config=True)
+
     @validate("sweep_interval", "absence_interval")
     def _valid_seconds(self, proposal: Any) -> float:
         least = 0.5
@@ -130,11 +150,19 @@ class GPUPoolService(Application):
             SimulatedDevices(parent=self),
             self._sessions(pool),
             hub,
-            Rules(self.mode, self.sweep_interval, self.absence_interval),
+            Rules(
+                self.mode,
+                self.sweep_interval,
+                self.absence_interval,
+                undelivered_max=self.undelivered_max,
+                before_reclaim_timeout=self.before_reclaim_timeout,
+            ),
             metrics,
             log=self.log,
         )
-        server = await self._listen(self._application(pool, feed, sweep), stop)
+        notices = GPUPoolNotices(parent=self)
+        post = self._post(pool, notices, metrics)
+        server = await self._listen(self._application(pool, feed, sweep, notices, metrics), stop)
         if server is None:
             return
         if self.metrics_port:
@@ -143,13 +171,14 @@ class GPUPoolService(Application):
             except OSError as problem:  # the pool works without its figures
                 self.log.error("No metrics on port %i: %s", self.metrics_port, problem.strerror)
         await feed.start()
-        tasks = [asyncio.create_task(self._sweeps(sweep)), asyncio.create_task(self._with_parent(stop))]
+        tasks = [asyncio.create_task(self._sweeps(sweep, post)), asyncio.create_task(self._with_parent(stop))]
         try:
             await stop.wait()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(post.stop(), sweep.before.stop())
             server.stop()
             await feed.stop()
             await _resign(pool, sweep)
@@ -161,7 +190,21 @@ class GPUPoolService(Application):
             return DockerSessions(pool.name, self.engine)
         return LocalSessions(pool.name)
 
-    def _application(self, pool: GPUPool, feed: Feed, sweep: Sweep) -> web.Application:
+    def _post(self, pool: GPUPool, settings: GPUPoolNotices, metrics: Metrics) -> Post:
+        public = urlparse(settings.public_url or os.environ.get("JUPYTERHUB_PUBLIC_HUB_URL", ""))
+        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpupool/")
+        rules = settings.rules(
+            stops=self.mode == "reclaim",
+            titles={slug: str(profile.display_name) for slug, profile in pool.offer.items()},
+            link=f"{public.scheme}://{public.netloc}{prefix}" if public.netloc else "",
+            pool=pool.name,
+        )
+        ways = ways_of(settings)
+        return Post(pool, settings, metrics, rules=lambda: rules, ways=ways, log=self.log)
+
+    def _application(
+        self, pool: GPUPool, feed: Feed, sweep: Sweep, notices: GPUPoolNotices, metrics: Metrics
+    ) -> web.Application:
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpupool/")
         return web.Application(
             routes(prefix),
@@ -169,6 +212,8 @@ class GPUPoolService(Application):
             pool=pool,
             feed=feed,
             release=sweep.release,
+            notices=notices,
+            count_notice=metrics.notice,
             health=lambda: self._health(sweep),
             version=__version__,
             # HubOAuth checks XSRF itself for every request that a cookie authorises, and only for those.
@@ -183,11 +228,12 @@ class GPUPoolService(Application):
             return False, f"the last whole sweep was {age:.0f} s ago: {sweep.last_problem or 'it hangs'}"
         return True, f"the last whole sweep was {age:.0f} s ago"
 
-    async def _sweeps(self, sweep: Sweep) -> None:
+    async def _sweeps(self, sweep: Sweep, post: Post) -> None:
         while True:
             began = time.monotonic()
             try:
-                await sweep.run()
+                if await sweep.run():
+                    post.turn()
             except GPUPoolError as problem:
                 sweep.last_problem = problem.message
                 self.log.warning("This sweep was given up: %s", problem.message)

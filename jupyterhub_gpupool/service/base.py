@@ -16,7 +16,7 @@ from tornado.log import app_log
 from ..errors import GPUPoolError, LeaseConflict, Rejected, Unavailable
 from ..model import Lease
 from ..pool import GPUPool
-from . import shapes
+from . import shapes, telling
 from .shapes import Person
 from .stream import Feed
 
@@ -162,6 +162,35 @@ class Base(HubOAuthenticated, web.RequestHandler):
         if lease is None:
             raise Rejected(UNKNOWN_LEASE, reason="not-found", status=404)
         return lease
+
+    async def own_lease(self, key: str) -> Lease:
+        """The lease, if it is the person's own; else there is none, not even for an admin."""
+        lease = await self.lease_of_person(key)
+        owner = await self.pool.ask("owner_of", lease.id)
+        if owner is None or not self.known().is_called(owner):
+            raise Rejected(UNKNOWN_LEASE, reason="not-found", status=404)
+        return lease
+
+    async def whole_lease(self, key: str) -> shapes.Shape:
+        """A lease of the person with all that was told and done, as ``api/leases/{id}`` and its page show it."""
+        lease = await self.lease_of_person(key)
+        shape = shapes.one(lease, await self.feed.fresh())
+        ending = await self.pool.ask("ending_of", lease.id)
+        again = telling.again(lease)
+        return {
+            **shape,
+            "log": await self.pool.ask("log_of", lease.id) or None,
+            "deliveries": telling.told(await self.pool.ask("deliveries_of", lease.id)),
+            "saved": telling.saved(ending),
+            "script": telling.script(ending, lease),
+            "again": again and f"{self.hub_auth.hub_host}{self.hub_auth.hub_prefix}{again}",
+        }
+
+    async def seen(self, lease: Lease, warning: str, by: str) -> None:
+        """Write that a warning has reached its person, who has it before their eyes."""
+        if await self.pool.ask("deliver", lease.id, warning, by, self.known().actor):
+            self.settings["count_notice"](by, "delivered")
+            await self.feed.refresh()
 
     async def extend(self, lease: Lease) -> None:
         """Extend a lease in the person's name."""

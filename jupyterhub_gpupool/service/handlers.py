@@ -16,7 +16,7 @@ from ..errors import Rejected
 from ..fairness import BudgetState
 from ..model import State
 from ..pool import available
-from . import admin, pages, shapes
+from . import admin, choices, front, pages, shapes
 from .base import (
     API,
     LEASE,
@@ -105,10 +105,9 @@ class OneLease(API):
 
     @signed_in
     async def get(self, key: str) -> None:
-        lease = await self.lease_of_person(key)
+        await self.lease_of_person(key)
         self.query()
-        log = await self.pool.ask("log_of", lease.id)
-        self.answer({**shapes.one(lease, await self.feed.fresh()), "log": log or None})
+        self.answer(await self.whole_lease(key))
 
     @signed_in
     async def delete(self, key: str) -> None:
@@ -250,6 +249,7 @@ def routes(prefix: str) -> list[tuple[Any, ...]]:
         (base, pages.Status),
         (f"{base}events", pages.AuditTrail),
         (f"{base}leases", pages.Ended),
+        (f"{base}notices", choices.NoticesPage),
         (f"{base}leases/{LEASE}", pages.OneSession),
         (f"{base}leases/{LEASE}/extend", pages.ExtendForm),
         (f"{base}leases/{LEASE}/release", pages.ReleaseForm),
@@ -264,6 +264,7 @@ def routes(prefix: str) -> list[tuple[Any, ...]]:
         (f"{api}leases/{LEASE}/extend", Extend),
         (f"{api}events", Events),
         (f"{api}stream", Stream),
+        *front.routes(api),
         *admin.routes(api),
         (f"{api}.*", Missing),
         (bare, web.RedirectHandler, {"url": f"{prefix.rstrip('/')}/"}),

@@ -52,6 +52,12 @@ class Metrics:
         self._seconds = Counter(
             "gpupool_gpu_seconds", "GPU-seconds used, idle and waiting", ["group", "state"], registry=registry
         )
+        self._notices = Counter(
+            "gpupool_notices",
+            "Notices by channel and what became of them",
+            ["channel", "outcome"],
+            registry=registry,
+        )
         for decision in Decision:
             self._verdicts.labels(decision.value)
         for reason in ("idle", "max_age", "share", "drain", "budget"):
@@ -66,6 +72,10 @@ class Metrics:
     def reclaim(self, reason: str) -> None:
         """Count a session that the service stopped; ``reason`` is from a small fixed set."""
         self._reclaims.labels(reason).inc()
+
+    def notice(self, channel: str, outcome: str) -> None:
+        """Count a notice that was ``delivered``, ``retried`` or ``failed`` for good."""
+        self._notices.labels(channel, outcome).inc()
 
     def waited(self, seconds: float) -> None:
         """Note how long a request had waited that was granted."""

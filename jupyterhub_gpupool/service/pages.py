@@ -16,9 +16,10 @@ from tornado import web
 
 from ..cells import cell_numbers
 from ..errors import Rejected
+from ..ledger import Snapshot
 from ..ledger.text import short_image
 from ..model import Lease
-from . import shapes
+from . import shapes, telling
 from .base import Base, seconds_since_1970, signed_in, whole_number
 from .words import device_in_words
 
@@ -138,6 +139,24 @@ class Page(Base):
         token = self.xsrf_token if self.person else ""
         return token.decode() if isinstance(token, bytes) else token
 
+    async def tell(self, snapshot: Snapshot, only: str = "") -> Snapshot:
+        """Count the warnings of the person's own sessions as delivered: this page shows them.
+
+        Not to a program with a token: nobody may ever look at what it fetches.
+        """
+        person = self.known()
+        ahead = "prefetch" in self.request.headers.get("Sec-Purpose", "")  # the browser's own idea
+        if ahead or getattr(self, "_token_authenticated", False):
+            return snapshot
+        for lease in snapshot.leases:
+            mine = person.is_called(lease.user) and only in ("", lease.id)
+            if mine and telling.warned(lease) and lease.delivered_at is None:
+                try:
+                    await self.seen(lease, lease.warning, "page")
+                except Rejected:
+                    continue  # it was taken back in this very moment
+        return await self.feed.fresh()
+
     def titles(self) -> Mapping[str, str]:
         """What the profiles are called."""
         return {slug: str(profile.display_name) for slug, profile in self.pool.offer.items()}
@@ -153,16 +172,14 @@ class Status(Page):
     @signed_in
     async def get(self) -> None:
         self.query()
-        snapshot, person = await self.feed.fresh(), self.known()
+        snapshot, person = await self.tell(await self.feed.fresh()), self.known()
         listed = shapes.leases(snapshot, person)["leases"]
-        left = {lease.id: shapes.seconds_left(lease, snapshot.now) for lease in snapshot.leases}
         pool = shapes.pool(snapshot, person)
         self.show(
             "status.html",
             now=shapes.iso(snapshot.now),
             own=[shape for shape in listed if person.is_called(shape["user"])],
             others=[shape for shape in listed if not person.is_called(shape["user"])],
-            left=left,
             devices=pool["devices"],
             gpus=pool["gpus"],
             service=pool["service"],
@@ -199,11 +216,11 @@ class OneSession(Page):
 
     @signed_in
     async def get(self, key: str) -> None:
-        lease = await self.lease_of_person(key)
+        await self.lease_of_person(key)
         self.query()
-        shape = shapes.one(lease, await self.feed.fresh())
-        log = await self.pool.ask("log_of", lease.id)
-        self.show("session.html", lease=shape, log=log, title=self.titles().get(lease.profile, lease.profile))
+        await self.tell(await self.feed.fresh(), key)
+        shape = await self.whole_lease(key)
+        self.show("session.html", lease=shape, title=self.titles().get(shape["profile"], shape["profile"]))
 
 
 class AuditTrail(Page):

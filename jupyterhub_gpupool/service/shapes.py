@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from .. import runtime
 from ..cells import ranges
-from ..idleness import CALLED
 from ..ledger import Event, Snapshot
 from ..model import Device, Instance, Kind, Lease, Slice, State
+from . import telling
+from .telling import iso
 from .words import check_in_words, slice_in_words
 
 Shape = dict[str, Any]
 
 SWEEP_SLACK = 1.0
 """Seconds by which a reading may be older than the sweep that it belongs to."""
-
-UNEXTENDABLE = ("max_age", *CALLED)
-"""Rules of warnings that no extension puts off."""
 
 FOREIGN = "Containers that are not the pool's use this GPU."
 """What everybody may know of them; their names are for admins."""
@@ -76,13 +73,6 @@ class Answer(Protocol):
 
     @property
     def budget_left_hours(self) -> float | None: ...
-
-
-def iso(seconds: float | None) -> str | None:
-    """A time of the ledger as ISO 8601 with zone."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def wait(seconds: tuple[float, float] | None) -> Shape | None:
@@ -218,7 +208,11 @@ def leases(snapshot: Snapshot, person: Person) -> Shape:
     places, waits = snapshot.places, snapshot.waits
     devices = {device.id: device for device in snapshot.devices}
     shown = [item for item in snapshot.leases if person.may_see(item.user)]
-    return {"leases": [lease(item, devices, places.get(item.id), waits.get(item.id)) for item in shown]}
+    found = [
+        lease(item, devices, places.get(item.id), waits.get(item.id), snapshot.now, snapshot.mode)
+        for item in shown
+    ]
+    return {"leases": found}
 
 
 def closed(found: Iterable[Lease], count: int) -> Shape:
@@ -234,7 +228,8 @@ def closed(found: Iterable[Lease], count: int) -> Shape:
 def one(item: Lease, snapshot: Snapshot) -> Shape:
     """``api/leases/{id}``."""
     devices = {device.id: device for device in snapshot.devices}
-    return lease(item, devices, snapshot.places.get(item.id), snapshot.waits.get(item.id))
+    place, place_wait = snapshot.places.get(item.id), snapshot.waits.get(item.id)
+    return lease(item, devices, place, place_wait, snapshot.now, snapshot.mode)
 
 
 def lease(
@@ -242,8 +237,10 @@ def lease(
     devices: Mapping[str, Device],
     place: int | None,
     place_wait: tuple[float, float] | None = None,
+    now: float | None = None,
+    mode: str = "",
 ) -> Shape:
-    """A lease, for its owner or an admin."""
+    """A lease, for its owner or an admin; ``now`` and ``mode`` are of the moment that is shown."""
     holds = [part.device for part in item.slices]
     verdict = None
     if item.verdict is not None:
@@ -268,12 +265,12 @@ def lease(
         "place": place,
         "wait": wait(place_wait) if place else None,
         "idle_seconds": item.idle_seconds if item.state is State.ACTIVE else None,
-        "deadline_seconds": item.deadline_seconds if item.state is State.ACTIVE else None,
+        "deadline_seconds": item.deadline_seconds if telling.counts(item) else None,
+        "warning": telling.warning(item, now, mode),
+        "time_left_seconds": telling.time_left(item, now),
         "warned_at": iso(item.warned_at),
         "warned_for": item.warned_for or None,
-        "extend_seconds": 0
-        if item.warned_for in UNEXTENDABLE
-        else min(item.terms.extend, item.extendable_seconds),
+        "extend_seconds": telling.extend_seconds(item),
         "extended_seconds": item.extended_seconds,
         "extendable_seconds": item.extendable_seconds,
         "verdict": verdict,
@@ -282,6 +279,7 @@ def lease(
         "sampled_at": iso(item.sampled_at),
         "doubt": item.doubt or None,
         "reason": item.reason or None,
+        "why": telling.why(item),
         "image": item.image or None,
         "checked": {**item.checked, "at": iso(item.checked["at"])} if item.checked else None,
         "check_words": _check_words(item),
@@ -296,13 +294,6 @@ def _check_words(item: Lease) -> Shape | None:
 
 def _simulated(device: Device | None) -> bool:
     return device is not None and device.simulated
-
-
-def seconds_left(item: Lease, now: float) -> float | None:
-    """What is left of a warning at this moment; the ledger's figure is as old as the last verdict."""
-    if item.deadline_seconds is None or item.state is not State.ACTIVE:
-        return None
-    return max(0.0, item.deadline_seconds - max(0.0, now - (item.verdict_at or now)))
 
 
 # --- queue, availability, audit trail ------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ..ledger import Observation, Progress, Snapshot, Wanted
 from ..model import Decision, Lease, Process, Sample, Session, State, Verdict
 from ..pool import GPUPool
 from ..sessions import Sessions
+from .before import Before
 from .calls import calls_on, note_on
 from .hub import Server
 from .tidy import Tidy
@@ -60,6 +61,8 @@ class Rules:
     interval: float = 10.0
     absence_interval: float = 30.0
     backend_timeout: float = 30.0
+    undelivered_max: float | None = 4 * 3600.0
+    before_reclaim_timeout: float = 30.0
 
 
 class Sweep:
@@ -88,9 +91,15 @@ class Sweep:
         self._counted_at: float | None = None
         self._idle: dict[str, float] = {}  # GPU-seconds seen idle in this sweep, by group
         self._leading = False
+        self.before = Before(self)
         self._tidy = Tidy(self)
         self.last_success: float | None = None
         self.last_problem = "no sweep yet"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one service that acts."""
+        return self._leading
 
     async def run(self) -> bool:
         """Make one pass.  False when another service leads.  Raises Unavailable when the ledger is away."""
@@ -213,9 +222,10 @@ class Sweep:
             sample=sample,
             grace_seconds=max(0.0, lease.grace_seconds - idleness.tick(elapsed, interval)),
             deadline_seconds=idleness.count_down(
-                lease.deadline_seconds, lease.warned_for, busy, elapsed, interval
+                lease.deadline_seconds, lease.warned_for, busy, elapsed, interval, counting=lease.counting
             ),
             warned_for=lease.warned_for,
+            counting=lease.counting,
             wanted=wanted is not None,
             wanted_why=wanted.why if wanted is not None else "",
             calls=calls,
@@ -240,8 +250,22 @@ class Sweep:
             deadline_seconds=deadline,
             warned_for=warned_for,
             verdict=verdict,
+            **self._delivery(lease, deadline, warned_for, elapsed),
             idle_tick=idleness.tick(elapsed, interval) if busy is False else 0.0,
         )
+
+    def _delivery(
+        self, lease: Lease, deadline: float | None, warned_for: str, elapsed: float
+    ) -> dict[str, Any]:
+        """For how long the warning has reached nobody, and whether its countdown runs from this look on."""
+        same = lease.deadline_seconds is not None and lease.warned_for == warned_for
+        delivered = same and lease.delivered_at is not None
+        undelivered = 0.0
+        if deadline is not None and not delivered and lease.deadline_seconds is not None:
+            # Another rule is no news to somebody whom no warning has reached.
+            undelivered = lease.undelivered_seconds + idleness.tick(elapsed, self.rules.interval)
+        runs = idleness.counts(delivered, undelivered, lease.terms.warn, self.rules.undelivered_max)
+        return {"undelivered_seconds": undelivered, "counting": deadline is not None and runs}
 
     # --- act -------------------------------------------------------------------------------------
 
@@ -267,6 +291,9 @@ class Sweep:
             return
         self.counters.reclaim(verdict.warned_for or "idle")
         faults.point("sweep.intent")
+        if self.rules.before_reclaim_timeout > 0:
+            self.before.begin(stopping, known=server is not None)
+            return
         await self.end(stopping, known=server is not None)
         faults.point("sweep.told")
 

@@ -158,6 +158,8 @@ class Tidy:
         return bool(published and lease.url) and urlsplit(lease.url).port not in published
 
     async def _go_on_stopping(self, lease: Lease) -> None:
+        if self._sweep.before.holds(lease.id):
+            return
         server = await self._sweep.hub.server(lease.user, lease.server)
         if (
             server is not None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..cells import cell_numbers
 from ..model import CELLS_PER_GPU, Presence, Session
+from .script import ScriptEnd
 
 CELL_LIST = re.compile(r"[0-9]{1,3}(-[0-9]{1,3})?(,[0-9]{1,3}(-[0-9]{1,3})?)*", re.ASCII)
 """A list of cells as a marker may hold it.  Short numbers: people can change what a marker says."""
@@ -49,6 +50,16 @@ class Sessions(Protocol):
 
         True only on proof of absence: the backend answered, and nothing of the session is left.  ``keep`` is
         given the last lines that the session wrote, where the backend has them, before they are gone.
+        """
+        ...
+
+    def before_reclaim(
+        self, name: str, environment: Mapping[str, str], *, timeout: float
+    ) -> ScriptEnd | None:
+        """Run the owner's script ``~/.gpupool/before-reclaim`` in a session, as the session's own account.
+
+        ``environment`` is added to the session's.  Within about ``timeout`` seconds it has ended or is killed.
+        None where there is no such script.  Does not raise.
         """
         ...
 

@@ -8,20 +8,20 @@ no session, but it is removed before its slice is given to anybody: somebody cou
 from __future__ import annotations
 
 import logging
-import struct
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
 from docker.utils import kwargs_from_env
-from urllib3.exceptions import ReadTimeoutError
 
 from ..containment import LABEL
 from ..model import Presence, Process, Session
 from . import Foreign, marked_cells
+from .inside import Ran, execute, is_script, tail_of
+from .script import SCRIPT, ScriptEnd
 from .telemetry import processes_of
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,6 @@ ENDED = frozenset({"created", "exited", "dead"})
 RECOVERY = 5.0
 """Seconds after an error of the engine for which "there is no such container" is not believed."""
 
-CHUNK = 64 * 1024
-MOST_OUTPUT = 1024 * 1024
-"""Bytes that a command in a session may write: it is under a person's control."""
-
 LOG_LINES = 200
 LOG_BYTES = 64 * 1024
 REMOVE_PAUSE = 0.1
@@ -46,14 +42,6 @@ GONE_QUICKLY = (404, 409)
 
 NO_GPU = frozenset({"", "void", "none"})
 ENGINE_ERRORS = (DockerException, requests.RequestException, OSError)
-
-
-class Ran(NamedTuple):
-    """How a command in a session ended, and what it wrote."""
-
-    status: int
-    out: str
-    err: str
 
 
 def connect(timeout: float = 60, **given: Any) -> docker.APIClient:
@@ -161,7 +149,7 @@ class DockerSessions:
             found = self._of(name)
             if found is None:
                 return self._sure()
-            if (found["Config"].get("Labels") or {}).get(LABEL + "pool") != self._pool:
+            if not self._mine(found):
                 log.error("Container %s is not of pool %s; it is left alone", name, self._pool)
                 return False
             self._stop(found, timeout / 2)
@@ -206,28 +194,40 @@ class DockerSessions:
         """
         engine = connect(**{**self.settings, "timeout": timeout})
         try:
-            made = engine.exec_create(
-                name, list(command), stdin=False, user=user, environment=dict(environment or {})
-            )
-            # Not by exec_start(): that waits for the output without any limit.
-            url = f"{engine.base_url}/v{engine.api_version}/exec/{made['Id']}/start"
-            answer = engine.post(url, json={"Detach": False, "Tty": False}, timeout=timeout, stream=True)
-            answer.raise_for_status()
-            raw = bytearray()
-            try:
-                for chunk in answer.iter_content(CHUNK):
-                    raw += chunk
-                    if len(raw) > MOST_OUTPUT:
-                        raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
-            except requests.ConnectionError as problem:
-                if isinstance(problem.args[0], ReadTimeoutError):  # so it looks in the midst of an answer
-                    raise requests.ReadTimeout(f"{command[0]} was silent for {timeout:g} s") from problem
-                raise
-            status = engine.exec_inspect(made["Id"])["ExitCode"]
+            return execute(engine, name, command, timeout=timeout, user=user, environment=environment)
         finally:
             engine.close()
-        texts = (text.decode("utf-8", "replace") for text in _apart(bytes(raw)))
-        return Ran(-1 if status is None else int(status), *texts)
+
+    def before_reclaim(
+        self, name: str, environment: Mapping[str, str], *, timeout: float
+    ) -> ScriptEnd | None:
+        """Run the owner's script through the engine, as the container's user; see :class:`Sessions`.
+
+        What does not end in time ends with the container.
+        """
+        raw = bytearray()
+        try:
+            found = self._of(name)
+            home = environment_of(found or {}).get("HOME", "")
+            if found is None or not home.startswith("/") or not self._mine(found):
+                return None
+            path = f"{home.rstrip('/')}/{SCRIPT}"
+            if not self._ask(lambda engine: is_script(engine, found["Id"], path)):
+                return None
+            engine = connect(**{**self.settings, "timeout": timeout})
+            try:
+                ran = execute(
+                    engine, found["Id"], [path], timeout=timeout, within=timeout, environment=environment,
+                    raw=raw,
+                )  # fmt: skip
+            finally:
+                engine.close()
+        except requests.Timeout:
+            return ScriptEnd("timeout", None, tail_of(raw))
+        except ENGINE_ERRORS as problem:
+            log.warning("The script %s of container %s cannot be run: %s", SCRIPT, name, problem)
+            return ScriptEnd("failed", None, tail_of(raw) or "The engine could not run it.")
+        return ScriptEnd("done", ran.status, tail_of(raw))
 
     def _of(self, name: str) -> Mapping[str, Any] | None:
         """The container of a session: by its labels, which nobody can change, else by its name."""
@@ -235,6 +235,9 @@ class DockerSessions:
         listed = self._ask(lambda engine: engine.containers(all=True, filters=wanted))
         key = next((str(one["Id"]) for one in listed if _name(one) == name), name)
         return self.inspect(key)
+
+    def _mine(self, found: Mapping[str, Any]) -> bool:
+        return bool((found["Config"].get("Labels") or {}).get(LABEL + "pool") == self._pool)
 
     def _stop(self, found: Mapping[str, Any], grace: float) -> None:
         """Ask the session to end, for at most ``grace`` seconds; the engine then kills it."""
@@ -322,17 +325,6 @@ class DockerSessions:
         if host.get("Runtime") == "nvidia" and seen not in NO_GPU:
             ids |= set(seen.split(","))
         return Foreign(found["Name"].lstrip("/"), frozenset(ids)) if ids else None
-
-
-def _apart(raw: bytes) -> tuple[bytes, bytes]:
-    """What a command wrote to stdout and to stderr, from the engine's stream of frames."""
-    parts: dict[int, list[bytes]] = {1: [], 2: []}
-    at = 0
-    while at + 8 <= len(raw):
-        kind, size = struct.unpack_from(">BxxxL", raw, at)
-        parts.setdefault(kind, []).append(raw[at + 8 : at + 8 + size])
-        at += 8 + size
-    return b"".join(parts[1]), b"".join(parts[2])
 
 
 def _presence(state: str) -> Presence:

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..model import Presence, Process, Session, session_name
-from . import Foreign, marked_cells
+from . import Foreign, marked_cells, script
 from .proc import Stat, created, read, stat_of
 
 log = logging.getLogger(__name__)
@@ -179,6 +179,27 @@ class LocalSessions:
             log.error("The processes of session %s cannot be ended: %s", name, error)
             return False
         return True
+
+    def before_reclaim(
+        self, name: str, environment: Mapping[str, str], *, timeout: float
+    ) -> script.ScriptEnd | None:
+        """Run the owner's script with the environment and the account of the notebook server."""
+        server = self._server_of(name)
+        if server is None:
+            return None
+        raw = read(self._proc, server.stat, "environ")
+        status = read(self._proc, server.stat, "status").decode("utf-8", "replace")
+        if created(server.stat.pid, self._proc) != server.stat.created:
+            return None  # it has ended, and what was read may be another's
+        known = _environ(raw, ("",))
+        home = Path(known.get("HOME") or "")
+        if not home.is_absolute():
+            return None
+        try:
+            account = script.account_of(status)
+        except ValueError as error:
+            return script.ScriptEnd("failed", tail=f"It was not run: {error}.")
+        return script.run(home / script.SCRIPT, {**known, **environment}, account, timeout=timeout)
 
     def _server_of(self, name: str) -> _Seen | None:
         return self._server((self._answer() or {}).get(name, ()))

@@ -103,7 +103,7 @@ function fillLease(card, lease) {
   setText(card, "title", title(lease.profile));
   for (const name of ["state", "user", "server", "slice", "enforcement", "place", "reason", "doubt"])
     setText(card, name, lease[name]);
-  setText(card, "verdict", lease.verdict && lease.verdict.reason);
+  setText(card, "verdict", lease.warning && lease.warning.reason);
   setText(card, "utilization", percent(lease.utilization));
   meter(card, "utilization-meter", lease.utilization);
   setText(card, "memory-used", memory(lease.memory_used_mib));
@@ -112,7 +112,7 @@ function fillLease(card, lease) {
   setText(card, "idle", duration(lease.idle_seconds || 0));
   setText(card, "decision", lease.verdict && lease.verdict.decision);
   setText(card, "why", lease.verdict && lease.verdict.reason);
-  show(card, "judged", active && Boolean(lease.verdict) && lease.deadline_seconds === null);
+  show(card, "judged", active && Boolean(lease.verdict) && !lease.warning);
   show(card, "server", Boolean(lease.server));
   show(card, "queued", state === "queued");
   show(card, "why", Boolean(lease.reason) && (state === "queued" || state === "stopping"));
@@ -165,21 +165,48 @@ function fillButtons(card, lease) {
 
 function fillWarning(card, lease) {
   const countdown = field(card, "countdown");
-  const warned = lease.deadline_seconds !== null;
+  const warning = lease.warning;
+  const left = warning ? warning.deadline_seconds : null;
+  const counts = left !== null;
   // The same verdict again is no news: the countdown goes on where it is.
-  const stamp = warned ? `${lease.deadline_seconds} ${lease.verdict && lease.verdict.at}` : "";
+  const stamp = counts ? `${warning.id} ${warning.delivered_at} ${lease.verdict && lease.verdict.at}` : "";
   if (countdown.dataset.stamp !== stamp) {
     const known = countdown.dataset.stamp !== undefined || !countdown.dataset.left;
     countdown.dataset.stamp = stamp;
-    if (warned && known) countdown.dataset.ends = String(Date.now() + lease.deadline_seconds * 1000);
-    if (!warned) delete countdown.dataset.ends;
+    if (counts && known) countdown.dataset.ends = String(Date.now() + left * 1000);
+    if (!counts) delete countdown.dataset.ends;
   }
-  show(card, "warned", warned);
+  show(card, "warned", Boolean(warning));
+  if (warning) for (const name of ["lost", "kept"]) setText(card, name, warning[name]);
   const stops = byId("mode").textContent === "reclaim";
   show(card, "stops", stops);
   show(card, "stays", !stops);
-  if (!warned) delete countdown.dataset.told;
+  show(card, "counts", counts);
+  show(card, "stands", !counts);
+  if (!warning) delete countdown.dataset.told;
   tick();
+}
+
+// A warning counts as delivered, and its countdown begins, once it is before somebody's eyes.
+const acknowledged = new Set();
+let ownLeases = [];
+
+async function acknowledge() {
+  if (document.visibilityState !== "visible") return;
+  for (const { id, warning } of ownLeases) {
+    if (!warning || warning.delivered_at || acknowledged.has(warning.id)) continue;
+    acknowledged.add(warning.id);
+    try {
+      const answer = await fetch(`${page.prefix}api/leases/${id}/seen`, {
+        method: "POST",
+        headers: { "X-XSRFToken": page.xsrf },
+        body: JSON.stringify({ warning: warning.id, by: "page" }),
+      });
+      if (!answer.ok && answer.status !== 409) acknowledged.delete(warning.id);
+    } catch {
+      acknowledged.delete(warning.id); // with the next news of the stream it is tried again
+    }
+  }
 }
 
 function tick() {
@@ -211,7 +238,9 @@ function fillLeases(shape) {
   byId("no-own").hidden = own.length > 0;
   if (byId("no-others")) byId("no-others").hidden = others.length > 0;
   const stops = byId("mode").textContent === "reclaim";
-  const warned = stops && own.some((lease) => lease.deadline_seconds !== null);
+  const warned = stops && own.some((lease) => lease.warning);
+  ownLeases = own;
+  acknowledge();
   document.title = warned ? "(!) GPU pool: a session will be stopped" : "GPU pool";
 }
 
@@ -420,6 +449,7 @@ function theme() {
 }
 
 theme();
+document.addEventListener("visibilitychange", acknowledge);
 if (list("own")) {
   for (const countdown of document.querySelectorAll("[data-left]"))
     if (countdown.dataset.left) countdown.dataset.ends = String(Date.now() + Number(countdown.dataset.left) * 1000);

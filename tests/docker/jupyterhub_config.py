@@ -34,6 +34,7 @@ c.GPUPool.watch_interval = 0.1
 c.GPUPoolService.mode = given.get("mode", "reclaim")
 c.GPUPoolService.sweep_interval = 0.5
 c.GPUPoolService.absence_interval = 1.0
+c.GPUPoolService.undelivered_max = 0  # most stories have nobody who looks
 
 c.GPUPoolDockerSpawner.image = given["image"]
 # Simulated GPUs are asked for like real ones: the stand-in for NVIDIA's hook sees what would be shown.

@@ -85,7 +85,7 @@ class Bench:
         """Start a service, as after the kill of the one before."""
         pool = GPUPool(config=Config({"GPUPool": {"database_url": self.url}}))
         pool._ledger = self.ledger
-        rules = Rules("reclaim", INTERVAL, 30.0, 5.0)
+        rules = Rules("reclaim", INTERVAL, 30.0, 5.0, undelivered_max=0, before_reclaim_timeout=0)
         self.sweep = Sweep(pool, self, self, self, rules, Counters(), clock=self.monotonic)
 
     @property

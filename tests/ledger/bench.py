@@ -71,7 +71,7 @@ class Bench:
         self.ledger.sync_inventory(self.gpus)
         self.ledger.settle()
         self.ledger.register_hub("hub")
-        rules = Rules(mode, INTERVAL, 30.0, 5.0)
+        rules = Rules(mode, INTERVAL, 30.0, 5.0, undelivered_max=0)
         self.sweep = Sweep(self.pool, self, self, self, rules, self.counters, clock=self.clock)
 
     def ask(self, user: str, *groups: str, wish: Wish = WHOLE, **terms: Any) -> Lease:

@@ -87,9 +87,9 @@ def test_a_ledger_of_the_next_version_is_refused_and_left_alone(tmp_path: Path) 
     path = old_ledger(tmp_path)
     Ledger(f"sqlite:///{path}").close_database()
     with sqlite3.connect(path) as conn:
-        conn.execute("UPDATE pool SET schema_version = 3")
+        conn.execute("UPDATE pool SET schema_version = ?", (tables.SCHEMA_VERSION + 1,))
     conn.close()
     before = rows_of(path)
-    with pytest.raises(Unavailable, match=r"schema 3, this version knows 2"):
+    with pytest.raises(Unavailable, match=rf"schema {tables.SCHEMA_VERSION + 1}, this version knows {tables.SCHEMA_VERSION}"):
         Ledger(f"sqlite:///{path}")
     assert rows_of(path) == before

@@ -312,7 +312,9 @@ class World:
         self.pool = self._pool()
 
     def boot_service(self) -> None:
-        rules = Rules("reclaim", INTERVAL, ABSENCE, 5.0)
+        rules = Rules(
+            "reclaim", INTERVAL, ABSENCE, 5.0, undelivered_max=0, before_reclaim_timeout=0
+        )
         devices = Devices(self)
         self.sweep = Sweep(self._pool(), devices, self.backend, self, rules, Counters(), clock=self.clock)
 

@@ -38,6 +38,7 @@ from jupyterhub_gpupool.model import (
     Verdict,
     Wish,
 )
+from jupyterhub_gpupool.notices.settings import GPUPoolNotices
 from jupyterhub_gpupool.pool import GPUPool
 from jupyterhub_gpupool.service import handlers, pages
 from jupyterhub_gpupool.service.handlers import routes
@@ -85,6 +86,8 @@ class Web:
         self.pool, self.feed, self.port = pool, feed, port
         self.health = (True, "the last whole sweep was 1 s ago")
         self.client = AsyncHTTPClient(force_instance=True, max_clients=100)
+        self.notices = GPUPoolNotices()
+        self.counted: list[tuple[str, str]] = []
 
     @property
     def ledger(self) -> Ledger:
@@ -97,7 +100,7 @@ class Web:
         owner = Owner(user, 1 + sorted(PEOPLE).index(user), 1000.0)
         wish = Wish(Kind.SHARE, fraction=fraction)
         return self.ledger.enqueue(
-            "hub", Request(owner, server, "quarter", wish, terms or Terms(extend=60, extend_max=90))
+            "hub", Request(owner, server, "quarter", wish, terms or Terms(extend=60, extend_max=90, warn=25))
         )
 
     def active(self, user: str, server: str = "", fraction: str = "1/4") -> Lease:
@@ -107,10 +110,15 @@ class Web:
         return self.ledger.activate(lease.id, actor=user)
 
     def warn(self, lease: Lease, seconds: float = 25) -> None:
-        """Store a verdict that warns."""
+        """Store a verdict that warns, with a countdown that runs though nobody was told."""
         verdict = Verdict(Decision.WARN, "idle for 60 s", seconds)
-        seen = Observation(lease.id, lease.version, Sample(0.0, 512, 1), 60, 0, seconds, "idle", verdict)
+        seen = Observation(
+            lease.id, lease.version, Sample(0.0, 512, 1), 60, 0, seconds, "idle", verdict, counting=True
+        )
         assert self.ledger.record([seen])
+
+    def count(self, channel: str, outcome: str) -> None:
+        self.counted.append((channel, outcome))
 
     async def release(self, lease: Lease, actor: str) -> None:
         if lease.state is State.QUEUED:
@@ -213,7 +221,8 @@ async def a_site(tmp_path: Path, hub: type[FakeHub]) -> AsyncIterator[Web]:
         async with served(application, max_body_size=1 << 16, max_buffer_size=1 << 17) as port:
             site = Web(pool, feed, port)
             application.settings |= {
-                "pool": pool, "feed": feed, "release": site.release, "health": lambda: site.health
+                "pool": pool, "feed": feed, "release": site.release, "health": lambda: site.health,
+                "count_notice": site.count, "notices": site.notices,
             }  # fmt: skip
             await feed.start()
             yield site
@@ -535,8 +544,8 @@ async def test_a_ledger_that_does_not_answer_is_a_503_with_its_sentence(
 async def test_a_cookie_alone_changes_nothing(site: Web) -> None:
     lease = site.active("ada")
     site.warn(lease)
-    before = site.ledger.lease(lease.id)
     headers, token, _ = await site.browser("ada")
+    before = site.ledger.lease(lease.id)  # the page has told of the warning
     for method, path in (("POST", f"api/leases/{lease.id}/extend"), ("DELETE", f"api/leases/{lease.id}")):
         await site.refused(403, method, path, **headers)
         await site.refused(403, method, path, X_XSRFToken="wrong", **headers)
@@ -592,7 +601,8 @@ async def test_the_status_page_says_all_that_a_warned_person_must_know(site: Web
     site.lease("bob", "later", "1")
     page = unescape((await site.browser("ada"))[2])
     shown = page.partition("<template")[0]
-    for text in ("will be stopped in", "idle for 60 s", "files\n        outside the home folder",
+    assert re.search(r"will be stopped\s*<span[^>]*> in\s*<strong[^>]*>25 s</strong>", shown), "told by this page"
+    for text in ("idle for 60 s", "files outside the home folder",
                  "Kept: files in", "Extend by", "Release now", "A quarter",
                  "simulated GPU", "nothing: the GPU is simulated", "unknown",
                  'aria-live="polite"', "30 of 120 cells"):  # fmt: skip
@@ -691,7 +701,8 @@ async def test_a_lease_says_what_it_runs_and_how_its_check_went(site: Web) -> No
         shape["checked"]["at"],
     )
     (listed,) = (await site.json("GET", "api/leases", "ada"))[1]["leases"]
-    assert listed == {name: value for name, value in shape.items() if name != "log"}
+    more = {"log", "deliveries", "saved", "script", "again"}
+    assert listed == {name: value for name, value in shape.items() if name not in more}
 
 
 async def test_the_log_of_a_lease_is_for_its_owner_and_admins(site: Web) -> None:

@@ -23,7 +23,7 @@ from jupyterhub_gpupool.model import (
     Wish,
 )
 from jupyterhub_gpupool.profiles import Availability
-from jupyterhub_gpupool.service import shapes
+from jupyterhub_gpupool.service import shapes, telling
 from jupyterhub_gpupool.service.shapes import Person
 from jupyterhub_gpupool.service.words import device_in_words
 
@@ -152,14 +152,14 @@ def test_times_have_a_zone_and_memory_is_mib() -> None:
 def test_a_warning_shows_only_while_the_session_is_active() -> None:
     warned = lease(
         "l1", "ada", State.ACTIVE, part(), deadline_seconds=30.0, warned_at=NOW - 5, verdict=Decision.WARN,
-        verdict_reason="idle", verdict_at=NOW - 4,
+        verdict_reason="idle", verdict_at=NOW - 4, counting=True,
     )  # fmt: skip
     assert shapes.lease(warned, {}, None)["deadline_seconds"] == 30.0
-    assert shapes.seconds_left(warned, NOW) == 26.0
-    assert shapes.seconds_left(warned, NOW + 1000) == 0.0
+    assert telling.seconds_left(warned, NOW) == 26.0
+    assert telling.seconds_left(warned, NOW + 1000) == 0.0
     stopping = replace(warned, state=State.STOPPING)
     assert shapes.lease(stopping, {}, None)["deadline_seconds"] is None
-    assert shapes.seconds_left(stopping, NOW) is None
+    assert telling.seconds_left(stopping, NOW) is None
 
 
 def test_the_last_extension_is_no_longer_than_what_is_left() -> None:

@@ -1,0 +1,133 @@
+"""What a shape says of a warning, of deliveries and of an end.  Pure, as :mod:`.shapes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from ..idleness import CALLED
+from ..ledger import Delivery, Ending
+from ..model import Lease, State
+from ..notices import KEPT, LOST, why_ended
+
+Shape = dict[str, Any]
+
+UNEXTENDABLE = ("max_age", *CALLED)
+"""Rules of warnings that no extension puts off."""
+
+RUNNING = "running"
+"""State of a script of which nobody has written the end."""
+
+
+def iso(seconds: float | None) -> str | None:
+    """A time of the ledger as ISO 8601 with zone."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def warned(item: Lease) -> bool:
+    """Whether a warning is in force."""
+    return item.state is State.ACTIVE and item.deadline_seconds is not None
+
+
+def counts(item: Lease) -> bool:
+    """Whether the countdown of a warning runs; what was just delivered counts from the next look."""
+    return warned(item) and (item.counting or item.delivered_at is not None)
+
+
+def seconds_left(item: Lease, now: float | None) -> float | None:
+    """What is left of a warning at this moment; the ledger's figure is as old as the last verdict."""
+    if not counts(item) or item.deadline_seconds is None:
+        return None
+    since = item.verdict_at if item.counting else item.delivered_at
+    return max(0.0, item.deadline_seconds - max(0.0, (now or 0.0) - (since or now or 0.0)))
+
+
+def extend_seconds(item: Lease) -> float:
+    """What an extension would give now."""
+    return 0 if item.warned_for in UNEXTENDABLE else min(item.terms.extend, item.extendable_seconds)
+
+
+def warning(item: Lease, now: float | None, mode: str) -> Shape | None:
+    """The warning in force; ``deadline_seconds`` is null until it was delivered."""
+    if not warned(item):
+        return None
+    return {
+        "id": item.warning,
+        "rule": item.warned_for,
+        "reason": item.verdict_reason,
+        "at": iso(item.warned_at),
+        "delivered_at": iso(item.delivered_at),
+        "delivered_by": item.delivered_by or None,
+        "deadline_seconds": seconds_left(item, now),
+        "stops": mode == "reclaim",
+        "extendable": extend_seconds(item) > 0,
+        "lost": LOST,
+        "kept": KEPT,
+    }
+
+
+def time_left(item: Lease, now: float | None) -> float | None:
+    """Seconds until the session ends for certain: by a warning or by age; None: no end is in sight."""
+    if item.state is not State.ACTIVE or now is None:
+        return None
+    ends = [] if (left := seconds_left(item, now)) is None else [left]
+    if item.terms.max_age and item.active_at is not None:
+        ends.append(max(0.0, item.terms.max_age - max(0.0, now - item.active_at)))
+    return round(min(ends), 1) if ends else None
+
+
+def why(item: Lease) -> str | None:
+    """Why a session ends or has ended, in plain words."""
+    return why_ended(item) if item.state in (State.STOPPING, State.CLOSED) and item.granted_at else None
+
+
+def again(item: Lease) -> str | None:
+    """The hub's form with the choice of an ended session filled in, below the hub's own prefix."""
+    if item.state is not State.CLOSED:
+        return None
+    path = "/".join(
+        ["spawn", quote(item.user, safe=""), *([quote(item.server, safe="")] if item.server else [])]
+    )
+    chosen = {"profile": item.profile} | {
+        name: value for name, value in item.options.items() if isinstance(value, str)
+    }
+    return f"{path}?{urlencode({f'opt-{name}': value for name, value in chosen.items()})}"
+
+
+def delivery(item: Delivery) -> Shape:
+    """One notice, arrived or on its way."""
+    return {
+        "event": item.event,
+        "channel": item.channel,
+        "state": item.state,
+        "tries": item.tries,
+        "at": iso(item.at),
+        "done_at": iso(item.done_at),
+        "error": item.error or None,
+    }
+
+
+def told(found: Iterable[Delivery]) -> list[Shape]:
+    """What was told of a lease, and what is still to be."""
+    return [delivery(item) for item in found]
+
+
+def saved(ending: Ending) -> Shape | None:
+    """What was saved before the end."""
+    if not ending.saved:
+        return None
+    return {**ending.saved, "at": iso(ending.saved["at"])}
+
+
+def script(ending: Ending, item: Lease) -> Shape | None:
+    """What became of the owner's script."""
+    if not ending.script:
+        return None
+    found = {**ending.script, "at": iso(ending.script["at"])}
+    if found["state"] == RUNNING and item.state is State.CLOSED:
+        found |= {"state": "failed", "tail": "The service ended while it ran."}
+    return found
