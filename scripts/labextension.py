@@ -41,10 +41,8 @@ def main() -> int:
         return 0
     if STAMP.exists() and STAMP.read_text(encoding="utf-8") == stamp():
         return 0
-    print(
-        f"{BUILT.relative_to(ROOT)} was not built from what is in {SOURCES.relative_to(ROOT)} now: run `make labextension`.",
-        file=sys.stderr,
-    )
+    built, sources = BUILT.relative_to(ROOT), SOURCES.relative_to(ROOT)
+    print(f"{built} was not built from what is in {sources} now: run `make labextension`.", file=sys.stderr)
     return 1
 
 

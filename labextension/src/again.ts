@@ -19,10 +19,9 @@ export async function queueAgain(
   fetch: (url: string, init: RequestInit) => Promise<Response>,
   read: ReadForm
 ): Promise<string> {
-  const form = again.split('?')[0];
   try {
     // A plain GET, as for a picture: any other mode would want the hub's token, which only this page gives.
-    const page = await fetch(form, { mode: 'no-cors', credentials: 'same-origin', cache: 'no-store' });
+    const page = await fetch(again, { mode: 'no-cors', credentials: 'same-origin', cache: 'no-store' });
     const found = page.ok ? read(await page.text(), profile) : null;
     if (found === null) {
       return again;
@@ -33,8 +32,8 @@ export async function queueAgain(
       redirect: 'manual',
       body: new URLSearchParams(found.fields)
     });
-    // The hub leads on once it has taken the request; from the form's address it leads to the place in the queue.
-    return answer.type === 'opaqueredirect' ? form : again;
+    // The hub leads on once it has taken the request; from the form's bare address, to the place in the queue.
+    return answer.type === 'opaqueredirect' ? again.split('?')[0] : again;
   } catch {
     return again;
   }

@@ -136,9 +136,9 @@ export function warningMessage(warning: IWarning, left: number | null, trans: IT
   const first = !warning.stops
     ? trans.__('The GPU pool warns about this session. Nothing is stopped.')
     : left === null
-      ? trans.__('This session will be stopped.')
-      : trans.__('This session will be stopped in %1.', duration(Math.ceil(left), trans));
-  const last = warning.stops ? trans.__('Files in your home stay, memory is lost.') : '';
+      ? trans.__('This session will stop.')
+      : trans.__('This session stops in %1.', duration(Math.ceil(left), trans));
+  const last = warning.stops ? trans.__('Files stay, memory is lost.') : '';
   const why = cut(sentence(warning.reason), LONGEST_MESSAGE - first.length - last.length - 2);
   return [first, why, last].filter(Boolean).join('\n');
 }

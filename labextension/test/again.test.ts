@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { isPath, queueAgain } from '../src/again';
 import type { IForm } from '../src/again';
 
-const AGAIN = '/hub/spawn/ada/two?profile=half';
+const AGAIN = '/hub/spawn/ada/two?opt-profile=half';
 const FORM: IForm = { action: '/hub/spawn/ada/two?_xsrf=x', fields: [['profile', 'half']] };
 
 interface ISent {
@@ -24,7 +24,7 @@ function hub(page: Partial<Response>, posted: Partial<Response>): { sent: ISent[
 test('the form of the same server is sent, and leads to the place in the queue', async () => {
   const { sent, fetch } = hub({}, { type: 'opaqueredirect' });
   assert.equal(await queueAgain(AGAIN, 'half', fetch, () => FORM), '/hub/spawn/ada/two');
-  assert.deepEqual(sent.map(one => one.url), ['/hub/spawn/ada/two', FORM.action]);
+  assert.deepEqual(sent.map(one => one.url), [AGAIN, FORM.action]);
   assert.equal(String(sent[1].init.body), 'profile=half');
   assert.equal(sent[1].init.redirect, 'manual');
 });

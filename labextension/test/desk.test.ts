@@ -48,14 +48,14 @@ test('a warning is shown, told to the service, and only then counts down', async
   const warned = lease({ warning: warning() });
   scene.hub.leases = [warned];
   scene.look(warned);
-  assert.equal(scene.first, 'This session will be stopped.');
+  assert.equal(scene.first, 'This session will stop.');
   await settle();
   const seen = scene.hub.sent.find(one => one.path.endsWith('/seen'));
   assert.deepEqual(seen?.body, { warning: 'w1', by: 'jupyterlab' });
   assert.equal(scene.answered.length, 1);
-  assert.equal(scene.first, 'This session will be stopped in 5 min.');
+  assert.equal(scene.first, 'This session stops in 5 min.');
   await scene.seconds(28);
-  assert.equal(scene.first, 'This session will be stopped in 4 min 32 s.');
+  assert.equal(scene.first, 'This session stops in 4 min 32 s.');
   assert.equal(scene.page.lasting.length, 1);
 });
 
@@ -100,9 +100,9 @@ test('small differences between two answers do not make the countdown jump', asy
   await scene.warn(300);
   await scene.seconds(5);
   scene.look(lease({ warning: warning({ delivered_at: 'now', deadline_seconds: 296 }) }));
-  assert.equal(scene.first, 'This session will be stopped in 4 min 55 s.');
+  assert.equal(scene.first, 'This session stops in 4 min 55 s.');
   scene.look(lease({ warning: warning({ delivered_at: 'now', deadline_seconds: 250 }) }));
-  assert.equal(scene.first, 'This session will be stopped in 4 min 10 s.');
+  assert.equal(scene.first, 'This session stops in 4 min 10 s.');
 });
 
 test('a warning that is over is taken away, and the next one is a new one', async () => {

@@ -68,9 +68,9 @@ test('states other than active are named', () => {
 
 test('a warning says when, why, what is lost and what stays', () => {
   assert.deepEqual(words.warningMessage(warning(), 272, trans).split('\n'), [
-    'This session will be stopped in 4 min 32 s.',
+    'This session stops in 4 min 32 s.',
     'No GPU activity for 24 min, the kernel is idle.',
-    'Files in your home stay, memory is lost.'
+    'Files stay, memory is lost.'
   ]);
 });
 
@@ -78,7 +78,7 @@ test('however long the reason is, JupyterLab cuts off neither the time nor what 
   for (const left of [null, 5, 36_059]) {
     const text = words.warningMessage(warning({ reason: 'x'.repeat(500) }), left, trans);
     assert.ok(text.length <= words.LONGEST_MESSAGE, String(text.length));
-    assert.match(text, /…\nFiles in your home stay/);
+    assert.match(text, /…\nFiles stay/);
   }
   const ended = lease({ why: 'y'.repeat(500), saved: { documents: ['a'], failed: [] } });
   const text = words.endedMessage(ended, trans);

@@ -25,7 +25,9 @@ def test_the_built_extension_is_of_today() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("changed", ["labextension/src/index.ts", "jupyterhub_gpupool/labextension/static/x.js"])
+@pytest.mark.parametrize(
+    "changed", ["labextension/src/index.ts", "jupyterhub_gpupool/labextension/static/x.js"]
+)
 def test_a_change_on_either_side_is_seen(tmp_path: Path, changed: str) -> None:
     stamp = runpy.run_path(str(ROOT / "scripts" / "labextension.py"))["stamp"]
     sources, built = tmp_path / "labextension", tmp_path / "jupyterhub_gpupool" / "labextension"
@@ -74,7 +76,7 @@ def test_the_lock_file_pins_everything_and_names_no_mirror() -> None:
     assert len(found) > 50
     for name, entry in found.items():
         assert entry["integrity"].startswith("sha512-"), name
-        assert entry.get("resolved", "https://registry.npmjs.org/").startswith("https://registry.npmjs.org/"), name
+        assert "resolved" not in entry, name
 
 
 def test_no_text_becomes_markup() -> None:
@@ -83,5 +85,5 @@ def test_no_text_becomes_markup() -> None:
     assert files
     for path in files:
         source = path.read_text(encoding="utf-8")
-        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "dangerouslySet"):
+        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
             assert word not in source, f"{path.name}: {word}"
