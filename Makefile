@@ -1,7 +1,7 @@
 # The commands of the project.  Debian's packages git, make, python3 and python3-venv are all they need;
 # everything is installed into .venv.  `make PYTHON=python3.12 …` takes another Python.
 .POSIX:
-.PHONY: help install demo test lint bench image image-lock docs clean
+.PHONY: help install demo test lint bench image image-lock labextension labextension-test docs clean
 
 PYTHON = python3
 PYTEST_ARGS = -n 2 --dist loadfile
@@ -16,6 +16,7 @@ help:
 	@echo 'make lint      the checkers: ruff, mypy, import contracts, codespell'
 	@echo 'make bench     the figures, as tables'
 	@echo 'make image     build the TensorFlow image with the Docker Engine (VARIANT=cpu without CUDA, BASE=… on another base)'
+	@echo 'make labextension  build the JupyterLab extension anew from labextension/ (needs node and npm; the result is committed)'
 	@echo 'make docs      write the generated pages in docs/'
 	@echo 'make clean     remove .venv and caches (the state in .gpupool stays)'
 
@@ -54,10 +55,19 @@ image-lock:
 	@$(INSTALL) dev
 	@PATH="$$(pwd)/$(BIN):$$PATH" LOCK_ARGS='$(LOCK_ARGS)' sh scripts/image.sh lock
 
+# Only who changes labextension/ needs these two, and Debian's packages nodejs and npm for them.
+labextension:
+	@cd labextension && npm ci --no-audit --no-fund && npm run build
+	@$(PYTHON) scripts/labextension.py
+
+labextension-test:
+	@cd labextension && npm ci --no-audit --no-fund && npm test
+	@$(PYTHON) scripts/labextension.py --check
+
 docs:
 	@$(INSTALL) hub docker
 	@$(BIN)/python scripts/docs.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist *.egg-info labextension/node_modules labextension/lib labextension/build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find jupyterhub_gpupool tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

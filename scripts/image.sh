@@ -67,6 +67,9 @@ build() {
     need_disk
     echo "[2/4] Building $tag${base:+ on $base}"
     started=$(date +%s)
+    # The engine is sent the image's own directory and nothing else of the project.
+    rm -rf "$image/labextension"
+    cp -R jupyterhub_gpupool/labextension "$image/labextension"
     # shellcheck disable=SC2086 # BUILD_ARGS is a list of options
     docker build --build-arg "VARIANT=$variant" --build-arg "VERSION=$version" ${base:+--build-arg "BASE=$base"} \
         ${BUILD_ARGS:-} --tag "$tag" "$image" || fail "the image could not be built: docker's reason is above."

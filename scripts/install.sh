@@ -70,7 +70,8 @@ else
     echo "$here" >.venv/gpupool-made-for
 fi
 
-source=$(cat setup.cfg pyproject.toml | cksum)
+# The built extension for JupyterLab is copied when the package is installed; its package.json names what was built last.
+source=$(cat setup.cfg pyproject.toml jupyterhub_gpupool/labextension/package.json | cksum)
 for extra in "$@"; do
     title=$(title "$extra")
     stamp=.venv/gpupool-installed-$extra

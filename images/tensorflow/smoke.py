@@ -230,12 +230,14 @@ def get(address: str, token: bool = True) -> tuple[int, str]:
 
 
 def check_server() -> None:
-    """JupyterLab answers, TensorBoard does behind the log-in only, and the note is in the home."""
+    """JupyterLab answers with the pool's extension, TensorBoard does behind the log-in only, and the note is in the home."""
     major = run("jupyterhub-singleuser", "--version").strip().split(".")[0]
     locked = importlib.metadata.version("jupyterhub").split(".")[0]
     need(major == locked, f"jupyterhub-singleuser is of version {major}, and the lock file names {locked}")
     with server() as address:
-        need(get(address + "lab")[0] == 200, "JupyterLab does not answer")
+        status, page = get(address + "lab")
+        need(status == 200, "JupyterLab does not answer")
+        need('"jupyterhub-gpupool"' in page, "JupyterLab would not load the pool's extension")
         status, _ = get(address + "tensorboard/", token=False)
         need(status in (302, 403), f"TensorBoard answers {status} without a log-in")
         status, page = get(address + "tensorboard/")

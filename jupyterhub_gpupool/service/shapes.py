@@ -235,6 +235,7 @@ def lease(
 ) -> Shape:
     """A lease, for its owner or an admin; ``now`` and ``mode`` are of the moment that an open one is shown."""
     holds = [part.device for part in item.slices]
+    simulated = any(map(_simulated, map(devices.get, holds)))
     verdict = None
     if item.verdict is not None:
         verdict = {"decision": item.verdict.value, "reason": item.verdict_reason, "at": iso(item.verdict_at)}
@@ -251,7 +252,8 @@ def lease(
         "gpus": round(item.gpus, 4),
         "memory_mib": sum(part.memory_mib for part in item.slices) if item.slices else None,
         "compute": min(part.compute for part in item.slices) if item.slices else None,
-        "enforcement": runtime.enforcement(item, simulated=any(map(_simulated, map(devices.get, holds)))),
+        "enforcement": runtime.enforcement(item, simulated=simulated),
+        "simulated": simulated,
         "requested_at": iso(item.requested_at),
         "granted_at": iso(item.granted_at),
         "active_at": iso(item.active_at),

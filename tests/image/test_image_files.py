@@ -9,6 +9,7 @@ import configparser
 import os
 import re
 import runpy
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,7 +169,9 @@ def test_what_the_build_copies_is_sent_to_the_engine() -> None:
     for source in copied:
         for variant in ("cpu", "gpu"):
             path = source.replace("${VARIANT}", variant)
-            assert (IMAGE / path).exists(), f"COPY {path}: it is not there"
+            # `make image` copies the extension there, which belongs to the hub's package.
+            there = ROOT / "jupyterhub_gpupool" if path == "labextension" else IMAGE
+            assert (there / path).exists(), f"COPY {path}: it is not there"
             assert path.split("/")[0] in sent, f"COPY {path}: .dockerignore leaves it out"
 
 
@@ -228,6 +231,7 @@ def test_a_home_that_cannot_be_written_to_stops_no_session(
 
 # --- scripts/image.sh, with a docker that only pretends -------------------------------------------------------------
 
+BUILT = "jupyterhub_gpupool/labextension"
 DOCKER = """#!/bin/sh
 echo "$*" >>"$DOCKER_LOG"
 case "$*" in
@@ -248,6 +252,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("scripts/image.sh", "jupyterhub_gpupool/__init__.py", "images/tensorflow/smoke.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
+    shutil.copytree(ROOT / BUILT, tmp_path / BUILT)
     (tmp_path / "bin").mkdir()
     docker = tmp_path / "bin" / "docker"
     docker.write_text(DOCKER)
@@ -276,6 +281,8 @@ def test_a_build_writes_the_digest_and_says_what_to_do_with_it(project: Path) ->
     assert done.returncode == 0, done.stderr
     digest = "sha256:" + "7".zfill(64)
     assert (project / "images/tensorflow/digest-cpu").read_text() == digest + "\n"
+    sent = project / "images/tensorflow/labextension"
+    assert (sent / "package.json").read_text() == (project / f"{BUILT}/package.json").read_text()
     assert f'"image": "{digest}"' in done.stdout
     assert "2.5 GB" in done.stdout and re.search(r"framework +1\.6 GB", done.stdout)
     calls = (project / "log").read_text()

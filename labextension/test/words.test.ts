@@ -1,0 +1,98 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import * as words from '../src/words';
+import { lease, trans, warning } from './fakes';
+
+test('durations are written as on the pool’s own pages', () => {
+  const found = [0, 59.4, 59.6, 60, 61, 3599, 3600, 7260].map(one => words.duration(one, trans));
+  assert.deepEqual(found, ['0 s', '59 s', '1 min', '1 min', '1 min 1 s', '59 min 59 s', '1 h', '2 h 1 min']);
+  assert.deepEqual([words.roughly(119, trans), words.roughly(179, trans)], ['1 min 59 s', '2 min']);
+});
+
+test('figures: what is not known is said to be unknown, and zero is zero', () => {
+  assert.deepEqual([words.percent(null, trans), words.percent(0, trans)], ['unknown', '0 %']);
+  assert.deepEqual(
+    [null, 0, 1023, 1024, 20480].map(one => words.memory(one, trans)),
+    ['unknown', '0 MiB', '1023 MiB', '1.0 GiB', '20.0 GiB']
+  );
+});
+
+test('the meter shows use, memory and time left', () => {
+  const found = words.meter(lease({ time_left_seconds: 2_520 }), 2_520, false, trans);
+  assert.equal(found.text, 'GPU 37 % · 3.1 GiB of 20.0 GiB · 42 min left');
+  assert.match(found.label, /^GPU utilization: 37 %\. GPU memory: 3\.1 GiB of the 20\.0 GiB of your slice\./);
+  assert.match(found.label, /Time left: 42 min\. Opens the page of the GPU pool\.$/);
+  assert.deepEqual([found.mood, found.utilization, found.memory], ['plain', 0.374, 0.155]);
+});
+
+test('the meter shows unknown figures as unknown', () => {
+  const found = words.meter(lease({ utilization: null, memory_used_mib: null }), null, false, trans);
+  assert.equal(found.text, 'GPU unknown · unknown of 20.0 GiB');
+  assert.deepEqual([found.utilization, found.memory], [null, null]);
+  assert.match(found.label, /No end of the session is in sight/);
+});
+
+test('the meter of a service that is away shows no old figures', () => {
+  const found = words.meter(lease(), 100, true, trans);
+  assert.deepEqual([found.text, found.mood, found.utilization], ['GPU: unknown', 'away', null]);
+  assert.match(found.label, /does not answer/);
+});
+
+test('simulated GPUs say so', () => {
+  const found = words.meter(lease({ simulated: true }), null, false, trans);
+  assert.match(found.text, /^simulated · GPU/);
+  assert.match(found.label, /^The GPU is simulated/);
+});
+
+test('a session without a GPU says so', () => {
+  assert.equal(words.meter(lease({ memory_mib: null }), null, false, trans).text, 'no GPU');
+});
+
+test('under a warning the meter counts the seconds', () => {
+  const warned = lease({ warning: warning({ deadline_seconds: 272 }) });
+  const found = words.meter(warned, 272, false, trans);
+  assert.deepEqual([found.text.split(' · ')[2], found.mood], ['stops in 4 min 32 s', 'warned']);
+  assert.match(words.meter(lease({ warning: warning() }), null, false, trans).text, /warned$/);
+});
+
+test('states other than active are named', () => {
+  for (const [state, text] of [
+    ['queued', 'in the queue'],
+    ['starting', 'starting'],
+    ['stopping', 'being stopped']
+  ] as const) {
+    assert.ok(words.meter(lease({ state }), null, false, trans).text.includes(text));
+  }
+});
+
+test('a warning says when, why, what is lost and what stays', () => {
+  assert.deepEqual(words.warningMessage(warning(), 272, trans).split('\n'), [
+    'This session stops in 4 min 32 s.',
+    'No GPU activity for 24 min, the kernel is idle.',
+    'Files stay, memory is lost.'
+  ]);
+});
+
+test('however long the reason is, JupyterLab cuts off neither the time nor what is lost', () => {
+  for (const left of [null, 5, 36_059]) {
+    const text = words.warningMessage(warning({ reason: 'x'.repeat(500) }), left, trans);
+    assert.ok(text.length <= words.LONGEST_MESSAGE, String(text.length));
+    assert.match(text, /…\nFiles stay/);
+  }
+  const ended = lease({ why: 'y'.repeat(500), saved: { documents: ['a'], failed: [] } });
+  const text = words.endedMessage(ended, trans);
+  assert.ok(text.length <= words.LONGEST_MESSAGE);
+  assert.match(text, /1 document was saved\.$/);
+});
+
+test('why something cannot be extended is said', () => {
+  assert.match(words.extensionInWords(lease(), warning({ extendable: false }), trans), /as far as its profile allows/);
+  const age = warning({ extendable: false, rule: 'max_age' });
+  assert.match(words.extensionInWords(lease(), age, trans), /cannot be put off/);
+  assert.match(words.extensionInWords(lease(), warning(), trans), /by up to 3 min more/);
+});
+
+test('reasons become sentences', () => {
+  assert.deepEqual(['', ' idle ', 'Done.', 'what?'].map(words.sentence), ['', 'Idle.', 'Done.', 'What?']);
+});
