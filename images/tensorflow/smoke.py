@@ -230,7 +230,7 @@ def get(address: str, token: bool = True) -> tuple[int, str]:
 
 
 def check_server() -> None:
-    """JupyterLab answers with the pool's extension, TensorBoard does behind the log-in only, and the note is in the home."""
+    """JupyterLab answers with the pool's extension, TensorBoard behind the log-in only; the note is in the home."""
     major = run("jupyterhub-singleuser", "--version").strip().split(".")[0]
     locked = importlib.metadata.version("jupyterhub").split(".")[0]
     need(major == locked, f"jupyterhub-singleuser is of version {major}, and the lock file names {locked}")

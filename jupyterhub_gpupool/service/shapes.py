@@ -17,7 +17,7 @@ from ..model import HOLDING, Device, Instance, Kind, Lease, Slice, State
 from ..profiles import Availability, Profiles, wait_in_words
 from . import telling
 from .telling import iso
-from .words import check_in_words, extension_in_words, rule_in_words, slice_in_words
+from .words import check_in_words, slice_in_words
 
 Shape = dict[str, Any]
 
@@ -265,16 +265,7 @@ def lease(
         "note": item.note or None,
         "ends_at": iso(_ends_at(item)),
         "idle_seconds": item.idle_seconds if item.state is State.ACTIVE else None,
-        "deadline_seconds": item.deadline_seconds if telling.counts(item) else None,
-        "warning": telling.warning(item, now, mode),
-        "time_left_seconds": telling.time_left(item, now),
-        "warned_at": iso(item.warned_at),
-        "warned_for": item.warned_for or None,
-        "rule_words": rule_in_words(item) or None,
-        "extend_words": extension_in_words(item) or None,
-        "extend_seconds": telling.extend_seconds(item),
-        "extended_seconds": item.extended_seconds,
-        "extendable_seconds": item.extendable_seconds,
+        **telling.warned_shape(item, now, mode),
         "verdict": verdict,
         "utilization": item.utilization,
         "memory_used_mib": item.memory_used_mib,
@@ -282,7 +273,6 @@ def lease(
         "doubt": item.doubt or None,
         "reason": item.reason or None,
         "advice": books.advice(item, now) or None,
-        "why": telling.why(item),
         "image": item.image or None,
         "checked": {**item.checked, "at": iso(item.checked["at"])} if item.checked else None,
         "check_words": _check_words(item),

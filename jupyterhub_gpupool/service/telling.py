@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 from ..ledger import Delivery, Ending
 from ..model import Lease, State
 from ..notices import KEPT, LOST, why_ended
-from .words import UNEXTENDABLE
+from .words import UNEXTENDABLE, extension_in_words, rule_in_words
 
 Shape = dict[str, Any]
 
@@ -64,6 +64,23 @@ def warning(item: Lease, now: float | None, mode: str) -> Shape | None:
         "extendable": extend_seconds(item) > 0,
         "lost": LOST,
         "kept": KEPT,
+    }
+
+
+def warned_shape(item: Lease, now: float | None, mode: str) -> Shape:
+    """The fields of a lease that say how it is warned, how far it can be extended, and why it ends."""
+    return {
+        "deadline_seconds": item.deadline_seconds if counts(item) else None,
+        "warning": warning(item, now, mode),
+        "time_left_seconds": time_left(item, now),
+        "warned_at": iso(item.warned_at),
+        "warned_for": item.warned_for or None,
+        "rule_words": rule_in_words(item) or None,
+        "extend_words": extension_in_words(item) or None,
+        "extend_seconds": extend_seconds(item),
+        "extended_seconds": item.extended_seconds,
+        "extendable_seconds": item.extendable_seconds,
+        "why": why(item),
     }
 
 

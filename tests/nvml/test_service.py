@@ -31,7 +31,7 @@ class Pool(Bench):
     """A pool whose devices are real ones: every session of it runs in the processes that a test names."""
 
     def __init__(self, folder: Path, devices: NvidiaDevices, **settings: Any) -> None:
-        super().__init__(folder, 0, **settings)
+        super().__init__(f"sqlite:///{folder / 'bench.sqlite'}", 0, **settings)
         self.real = devices
         self.processes: dict[str, tuple[int, ...]] = {}  # user → pids
         self.passed: list[Mapping[str, Any]] = []

@@ -281,7 +281,7 @@ async def test_a_gpu_is_drained_with_its_sessions_named_and_put_back(site: Web) 
     root = await Reader.of(site, "root")
     assert f'href="{PREFIX}drain?device={device}"' in await root.get("")
     page = await root.get(f"drain?device={device}")
-    assert "<strong>ada</strong>: A quarter" in page and "is warned 10 min before it ends" in page
+    assert "<strong>ada</strong>: A quarter" in page and "is warned 25 s before it ends" in page
     at = (datetime.now(UTC) + timedelta(hours=2)).replace(second=0, microsecond=0)
     typed = {"device": device, "step": "drain", "why": "new fan"}
     assert await root.post("drain", 303, at=f"{at:%Y-%m-%dT%H:%M}", **typed) == f"{PREFIX}#devices-heading"
