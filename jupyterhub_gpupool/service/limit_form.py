@@ -32,6 +32,8 @@ class Field:
     hint: str
     control: str = "text"
     """``text``, ``area`` for several lines, ``check`` for yes or no."""
+    empty: str = UNLIMITED
+    """What holds where nothing is typed."""
 
     def belongs_to(self, scope: str) -> bool:
         """Whether a scope of this kind may have the key."""
@@ -43,16 +45,24 @@ FIELDS = (
     Field("gpus", "GPU-equivalents at once", "a quarter of a GPU is 0.25"),
     Field("queued", "Requests that may wait", "a whole number; 0: none"),
     Field("gpu_hours", "GPU-hours", "held within the window, used or not"),
-    Field("window", "Window of the GPU-hours", "such as 7 d, 12 h or 30 min; it slides. Empty: 7 d"),
+    Field("window", "Window of the GPU-hours", "such as 7 d, 12 h or 30 min; it slides", empty="7 d"),
     Field("max_age", "Longest session", "such as 12 h; it is warned and then ended"),
-    Field("profiles", "Profiles", "slugs with commas between; no others may be chosen. []: none at all"),
-    Field("priority", "Priority", "1 to 100, in the orders priority and fair. Empty: 10"),
-    Field("guaranteed_gpus", "Guaranteed GPU-equivalents", "its own: who borrows them makes room"),
+    Field(
+        "profiles",
+        "Profiles",
+        "slugs with commas between, no others may be chosen; [] is none at all",
+        empty="all",
+    ),
+    Field("priority", "Priority", "1 to 100, counts in the orders priority and fair", empty="10"),
+    Field(
+        "guaranteed_gpus", "Guaranteed GPU-equivalents", "its own: who borrows them makes room", empty="none"
+    ),
     Field(
         "reservations",
         "Reservations",
         "one on a line: GPU-equivalents, start, end, such as 2 2026-06-01T09:00+02:00 2026-06-05T18:00+02:00",
         "area",
+        empty="none",
     ),
     Field("strict", "Strict", "also holds for members whose session another group is charged for", "check"),
 )

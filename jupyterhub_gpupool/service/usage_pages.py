@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from .. import books
 from ..errors import Rejected
-from . import shapes, sheets, tables
+from . import sheets, tables
 from .admin import ASKED, asked, entries_of
 from .base import signed_in
 from .pages import Page
@@ -43,25 +43,31 @@ class Use(Page):
         else:
             entries = await entries_of(self, by, start, end)
             shape = tables.usage(by, start, end, entries)
+            first, last = _days(start, end)
+            typed = {"from": first, "to": last, **{name: text for name, text in query.items() if text}}
             days = sorted(shape["days"], key=lambda item: str(item["day"]), reverse=True)
             values = {
                 "totals": shape["totals"],
                 "days": days[:DAYS_SHOWN],
                 "sum": _sum(entries),
-                "start": shape["from"],
-                "end": shape["to"],
                 "more": max(0, len(days) - DAYS_SHOWN),
             }
         self.show(
             "use.html",
             by=by if by in books.BY else "user",
             heads=TOTALS,
-            given=query,
+            given=typed,
             wrong=_at(wrong),
             asked=urlencode({name: text for name, text in query.items() if text}),
             titles=self.titles() if by == "profile" else {},
             **values,
         )
+
+
+def _days(start: float, end: float) -> tuple[str, str]:
+    """The first and the last UTC day of the books, as dates."""
+    first, last = (books.date_of(day).isoformat() for day in books.days(start, end))
+    return first, last
 
 
 def _sum(entries: list[books.Entry]) -> dict[str, float]:
@@ -89,7 +95,7 @@ class Sheet(Page):
             raise Rejected(str(problem), reason="bad-request") from None
         out = io.StringIO()
         sheets.write_usage(by, await entries_of(self, by, start, end), out)
-        first, last = (str(shapes.iso(at))[:10] for at in (start, max(start, end - 1)))
+        first, last = _days(start, end)
         self.set_header("Content-Type", "text/csv; charset=utf-8")
         self.set_header("Content-Disposition", f'attachment; filename="gpu-hours-by-{by}-{first}-{last}.csv"')
         self.write(out.getvalue().encode("utf-8", "replace"))
