@@ -14,8 +14,11 @@ def short(value: object) -> str:
 
 
 def figure(value: float) -> str:
-    """A number with two decimals at most, without needless zeros."""
-    return f"{round(value, 2):.12g}"
+    """A number with two decimals at most, without needless zeros; what is small, and something, is not 0."""
+    shown = round(value, 2)
+    if not shown and value >= 0.0001:
+        shown = float(f"{value:.1g}")
+    return f"{shown:.12g}"
 
 
 def gpus_of(value: float | None) -> str:

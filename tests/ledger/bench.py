@@ -76,11 +76,11 @@ class Bench:
         rules = Rules(mode, INTERVAL, 30.0, 5.0, undelivered_max=0)
         self.sweep = Sweep(self.pool, self, self, self, rules, self.counters, clock=self.clock)
 
-    def ask(self, user: str, *groups: str, wish: Wish = WHOLE, **terms: Any) -> Lease:
+    def ask(self, user: str, *groups: str, wish: Wish = WHOLE, server: str = "", **terms: Any) -> Lease:
         """Ask for a GPU, and launch what was granted."""
         rules = Terms(**{"window": 0, "warn": 60, "min_age": 0, **terms})
         owner = Owner(user, sum(map(ord, user)), 1.0)
-        lease = self.ledger.enqueue("hub", Request(owner, "", "gpu", wish, rules, groups))
+        lease = self.ledger.enqueue("hub", Request(owner, server, "gpu", wish, rules, groups))
         self.launch()
         return self.lease(lease)
 

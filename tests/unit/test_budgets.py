@@ -20,7 +20,7 @@ from jupyterhub_gpupool.fairness import (
     read_limits,
 )
 from jupyterhub_gpupool.fairness.budgets import again_at
-from jupyterhub_gpupool.fairness.words import span
+from jupyterhub_gpupool.fairness.words import figure, span
 
 H = 3600.0
 NOW = 1_780_300_800.0  # 2026-06-01 08:00 UTC
@@ -168,6 +168,19 @@ def test_of_exhausted_groups_the_one_that_comes_back_first_decides() -> None:
     }
     found = budget("rich", ["a", "b"], used, LIMITS, NOW)
     assert (found.scope, found.again_at) == ("group:b", NOW + 9 * H)
+
+
+def test_figures_in_words() -> None:
+    assert [figure(x) for x in (0, 1e-9, 0.0001, 0.0049, 0.005, 1 / 3, 2.0, 12345.678)] == [
+        "0",
+        "0",
+        "0.0001",
+        "0.005",
+        "0.01",
+        "0.33",
+        "2",
+        "12345.68",
+    ]
 
 
 def test_durations_in_words() -> None:
