@@ -65,7 +65,7 @@ class Deliveries(Base):
     def deliver(self, lease: str, warning: str, by: str, actor: str) -> bool:
         """Write that a warning has reached somebody through ``by``.  False: it had been delivered before.
 
-        From the next look on its countdown runs, from the whole of its time.  Raises Rejected when the warning
+        From now on its countdown runs, from the whole of its time.  Raises Rejected when the warning
         is no longer in force.
         """
         with self.store.write() as tx:
@@ -210,7 +210,7 @@ def _deliver(tx: Transaction, row: Any, by: str, actor: str) -> bool:
     if row.delivered_at is not None:
         return False
     whole = max(row.deadline_seconds, float(rows.terms(row.terms).warn))
-    # Not counting: the time up to the next look lies partly before this moment.
+    # Not counting: part of the time up to the next look lies before this moment.
     set_columns(
         tx, row.id, delivered_at=tx.now, delivered_by=by, deadline_seconds=whole, counting=0,
         undelivered_seconds=0.0,

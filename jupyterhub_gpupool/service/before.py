@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from .. import faults
 from ..errors import GPUPoolError
 from ..model import Lease
 from ..sessions.script import ScriptEnd
@@ -61,6 +62,7 @@ class Before:
         except Exception:  # whatever a script does, the slice comes back
             self._log.exception("lease=%s: its script failed", lease.id)
         await self._sweep.end(lease, known=known)
+        faults.point("sweep.told")
 
     async def _script(self, lease: Lease) -> None:
         pool, timeout = self._sweep.pool, self._sweep.rules.before_reclaim_timeout

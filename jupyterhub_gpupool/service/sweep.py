@@ -221,6 +221,7 @@ class Sweep:
         """Fold one sample into a lease and judge it: pure but for the mode."""
         interval = self.rules.interval
         busy = idleness.is_busy(sample, lease.terms.threshold)
+        counting = lease.counting or lease.delivered_at is not None
         facts = idleness.Facts(
             terms=lease.terms,
             kind=lease.wish.kind,
@@ -230,10 +231,15 @@ class Sweep:
             sample=sample,
             grace_seconds=max(0.0, lease.grace_seconds - idleness.tick(elapsed, interval)),
             deadline_seconds=idleness.count_down(
-                lease.deadline_seconds, lease.warned_for, busy, elapsed, interval, counting=lease.counting
+                lease.deadline_seconds,
+                lease.warned_for,
+                busy,
+                _since_told(lease, elapsed, now),
+                interval,
+                counting=counting,
             ),
             warned_for=lease.warned_for,
-            counting=lease.counting,
+            counting=counting,
             wanted=wanted is not None,
             wanted_why=wanted.why if wanted is not None else "",
             calls=calls,
@@ -269,7 +275,7 @@ class Sweep:
         same = lease.deadline_seconds is not None and lease.warned_for == warned_for
         delivered = same and lease.delivered_at is not None
         undelivered = 0.0
-        if deadline is not None and not delivered and lease.deadline_seconds is not None:
+        if deadline is not None and lease.deadline_seconds is not None and lease.delivered_at is None:
             # Another rule is no news to somebody whom no warning has reached.
             undelivered = lease.undelivered_seconds + idleness.tick(elapsed, self.rules.interval)
         runs = idleness.counts(delivered, undelivered, lease.terms.warn, self.rules.undelivered_max)
@@ -347,6 +353,13 @@ class Sweep:
             lease = await self.pool.move("begin_stop", lease, actor=actor, reason="released")
         server = await self.hub.server(lease.user, lease.server)
         await self.end(lease, known=server is not None)
+
+
+def _since_told(lease: Lease, elapsed: float, now: float) -> float:
+    """What counts of the time since the last look: of the look after a delivery only what came after that."""
+    if lease.counting or lease.delivered_at is None:
+        return elapsed
+    return min(elapsed, max(0.0, now - lease.delivered_at))
 
 
 def _only_seen(verdict: Verdict) -> Verdict:

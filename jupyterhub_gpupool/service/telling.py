@@ -31,7 +31,7 @@ def warned(item: Lease) -> bool:
 
 
 def counts(item: Lease) -> bool:
-    """Whether the countdown of a warning runs; what was just delivered counts from the next look."""
+    """Whether the countdown of a warning runs; of one that was just delivered the ledger has not counted yet."""
     return warned(item) and (item.counting or item.delivered_at is not None)
 
 

@@ -7,12 +7,12 @@ import json
 import stat
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import docker
 import requests
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from .script import TAIL, may_run
 
@@ -57,20 +57,26 @@ def execute(
     answer = engine.post(url, json={"Detach": False, "Tty": False}, timeout=timeout, stream=True)
     answer.raise_for_status()
     raw = bytearray() if raw is None else raw
-    try:
-        for chunk in answer.iter_content(CHUNK):
-            raw += chunk
-            if len(raw) > MOST_OUTPUT:
-                raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
-            if deadline is not None and time.monotonic() > deadline:
-                raise requests.ReadTimeout(f"{command[0]} took more than {within:g} s")
-    except requests.ConnectionError as problem:
-        if isinstance(problem.args[0], ReadTimeoutError):  # so it looks in the midst of an answer
-            raise requests.ReadTimeout(f"{command[0]} was silent for {timeout:g} s") from problem
-        raise
+    for piece in _pieces(answer, command[0], timeout):
+        raw += piece
+        if len(raw) > MOST_OUTPUT:
+            raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
+        if deadline is not None and time.monotonic() > deadline:
+            raise requests.ReadTimeout(f"{command[0]} took more than {within:g} s")
     status = engine.exec_inspect(made["Id"])["ExitCode"]
     texts = (text.decode("utf-8", "replace") for text in _apart(bytes(raw)))
     return Ran(-1 if status is None else int(status), *texts)
+
+
+def _pieces(answer: requests.Response, what: str, timeout: float) -> Iterator[bytes]:
+    """What comes, as it comes: ``iter_content()`` gathers, so that little that was written is not seen in time."""
+    try:
+        while piece := answer.raw.read1(CHUNK):
+            yield piece
+    except ReadTimeoutError as problem:
+        raise requests.ReadTimeout(f"{what} was silent for {timeout:g} s") from problem
+    except HTTPError as problem:
+        raise requests.ConnectionError(problem) from problem
 
 
 def _apart(raw: bytes) -> tuple[bytes, bytes]:

@@ -63,7 +63,7 @@ def extend_to_the_cap(ada: Person, status: Page) -> None:
     assert 0 < before <= 30
     until(lambda: seconds(timer.inner_text()) < before, "the countdown to run")
     assert "no GPU activity" in warning.inner_text()
-    assert "files in the home folder" in warning.inner_text()
+    assert "Files in the home folder" in warning.inner_text()
     ada.shot("story-warned", status)
     cap, extend = status.locator("[data-field=cap]").first, status.get_by_role("button", name="Extend")
     extend.click()
