@@ -77,6 +77,8 @@ class LocalSessions:
         self._proc = Path(proc)
         self._belongs: dict[Identity, str] = {}
         """What was found last.  Only helps: a dying process has lost its environment already."""
+        self._markers: dict[str, Mapping[str, str]] = {}
+        """The environment that says what each session is, as last read."""
 
     def look(self, names: Collection[str]) -> dict[str, Presence]:
         """Say of each name whether any process of it lives; see :class:`Sessions`.
@@ -107,7 +109,14 @@ class LocalSessions:
         found = self._answer()
         if found is None:
             return None
-        return tuple(self._session(name, seen) for name, seen in sorted(found.items()))
+        for name, members in found.items():
+            # Whatever a person starts can carry a changed marker; the server's is the one that the launch wrote.
+            named = [seen for seen in members if seen.name]
+            if chief := self._server(named) or min(named, key=AGE, default=None):
+                self._markers[name] = chief.environ
+        # A process that is just ending has no environment any more: then what was read before counts.
+        self._markers = {name: marker for name, marker in self._markers.items() if name in found}
+        return tuple(self._session(name, found[name]) for name in sorted(self._markers))
 
     def members(self, name: str) -> frozenset[Identity]:
         """Name the processes of a session; a stop takes them first and gives them to :meth:`remove`.
@@ -227,10 +236,7 @@ class LocalSessions:
             return None
 
     def _session(self, name: str, members: Sequence[_Seen]) -> Session:
-        server = self._server(members)
-        # Whatever a person starts can carry a changed marker; the server's is the one that the launch wrote.
-        chief = server or min((seen for seen in members if seen.name), key=AGE)
-        environ = chief.environ
+        server, environ = self._server(members), self._markers[name]
         runtime: dict[str, Any] = {}
         url = environ.get("JUPYTERHUB_SERVICE_URL", "")
         if server is not None:

@@ -54,7 +54,7 @@ def test_who_waits_sees_the_place_change_and_lands(hub: HubUnderTest) -> None:
 
 
 def test_an_idle_session_is_warned_stopped_and_the_next_is_granted(make_hub: MakeHub) -> None:
-    hub = make_hub(idle={"window": 2, "warn": 3})
+    hub = make_hub(idle={"window": 2, "warn": 8})
     hub.start()
     first = hub.run("ada")
     hub.spawn("grace")
@@ -71,7 +71,7 @@ def test_an_idle_session_is_warned_stopped_and_the_next_is_granted(make_hub: Mak
     events = [e for e in hub.ledger().events(count=1000) if e.lease == first.id]
     warn = next(e for e in events if e.action == "warn")
     stop = next(e for e in events if e.action == "stop")
-    assert stop.at - warn.at >= 3
+    assert stop.at - warn.at >= 8
     assert hub.sessions(first.id) == []
 
 

@@ -197,6 +197,16 @@ def test_list_says_what_the_marker_says(machine: Machine) -> None:
     assert json.loads(json.dumps(found.runtime)) == found.runtime
 
 
+def test_what_is_just_ending_is_known_by_what_was_read_before(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.start(JUPYTERHUB_SERVER_NAME="second")
+    before = machine.one()
+    monkeypatch.setattr(machine.sessions, "_environment", lambda stat: b"")  # as of an exiting process
+    assert (machine.one().lease, machine.one().server) == (before.lease, "second")
+    assert machine.look() is Presence.PRESENT
+
+
 def test_a_default_server_has_no_name(machine: Machine) -> None:
     machine.start()
     assert machine.one().server == ""
