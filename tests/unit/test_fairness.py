@@ -418,7 +418,7 @@ STRICT = read_limits(
             ["lab", "vision"],
             1,
             {"group:vision": Usage(2, 4)},
-            Admission(True, "lab", decided="lab", own=True),
+            Admission(True, "lab", room=2, decided="lab", own=True),
         ),
         (
             ["lab", "vision"],
