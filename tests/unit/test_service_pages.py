@@ -303,9 +303,8 @@ async def test_a_gpu_is_drained_with_its_sessions_named_and_put_back(site: Web) 
     await root.post("drain", 303, device="", step="drain")
     assert all(item.drained for item in site.ledger.snapshot().devices)
     await root.post("drain", 303, device="", step="undrain")
-    assert [event.reason for event in site.ledger.events() if event.action == "undrain"][0].endswith(
-        "it turns"
-    )
+    back, *_ = (event.reason for event in site.ledger.events() if event.action == "undrain")
+    assert back.endswith("it turns")
 
 
 @pytest.mark.parametrize("at", ["tomorrow", "2999-01-01T00:00", "2026-13-01T00:00", EVIL, "nan", "-1"])
