@@ -142,7 +142,7 @@ class EditLimit(Page):
         self.show(
             "limit_preview.html",
             scope=row.scope,
-            lines=[line for line in lines if {*line[1:]} - {limit_form.UNLIMITED, "", "none"}],
+            lines=[line for line in lines if {*line[1:]} - {limit_form.UNLIMITED, "", "none", "no"}],
             change=change,
             touched=[(item.users, over_limit(item.scope, item.why)) for item in change.touched],
             given={name: text for name, text in given.items() if name in limit_form.LABELS and not back},

@@ -26,15 +26,8 @@ class Use(Page):
     @signed_in
     async def get(self) -> None:
         query = self.query(*ASKED)
-        values: dict[str, Any] = {
-            "totals": [],
-            "days": [],
-            "sum": None,
-            "start": None,
-            "end": None,
-            "more": 0,
-        }
-        wrong, by = "", query.get("by", "user")
+        values: dict[str, Any] = {"totals": [], "days": [], "sum": None, "more": 0}
+        wrong, by, typed = "", query.get("by", "user"), query
         try:
             by, start, end = asked(query)
         except ValueError as problem:
