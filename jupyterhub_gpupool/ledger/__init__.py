@@ -77,10 +77,11 @@ class Ledger(Reader, Admin, Deliveries, Endings):
         False: the pool is not its own, it has to register first.
         """
         with self.store.write() as tx:
-            silent = hubs.beat(tx, hub, process)
-            if silent is not None and silent > self.policy.beat_age:
+            away = hubs.silence(tx, hub, process) > self.policy.beat_age
+            mine = hubs.beat(tx, hub, process)
+            if mine and away:
                 self._serve(tx)
-            return silent is not None
+            return mine
 
     def enqueue(self, hub: str, request: Request, process: str = "") -> Lease:
         """Ask for a slice.  Idempotent: the open lease of this owner and server is returned as it is.
@@ -95,7 +96,7 @@ class Ledger(Reader, Admin, Deliveries, Endings):
                 return transitions.reread(tx, row.id)
             rules = self._grants.rules(tx.conn, tx.limits_version)
             gpus = self._could_be(tx, request, rules)
-            if hubs.beat(tx, hub, process) is None and process:
+            if not hubs.beat(tx, hub, process) and process:
                 hubs.refuse_other(tx, hub, process)
             if row is None:
                 self._may_ask(tx, request, gpus, rules)

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -101,6 +101,10 @@ class Database:
     def one_at_a_time(self, conn: Connection) -> None:
         """Let one process at a time make the tables, until the transaction ends."""
         raise NotImplementedError
+
+    def make(self, conn: Connection, tables: MetaData) -> None:
+        """Make the tables."""
+        tables.create_all(conn)
 
     def keep(self, engine: Engine, version: int) -> None:
         """Keep what is there before it is migrated, where that is the ledger's business."""
@@ -287,6 +291,13 @@ class PostgreSQL(Database):
 
     def one_at_a_time(self, conn: Connection) -> None:
         conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._LOCK})")
+
+    def make(self, conn: Connection, tables: MetaData) -> None:
+        # Of a copy: two tables name each other, and to make such ones here marks their keys for later engines, too.
+        copy = MetaData()
+        for table in tables.tables.values():
+            table.to_metadata(copy)
+        copy.create_all(conn)
 
     def _state_of(self, said: str) -> str:
         """The code of a failed connection, which has none; "" where the text says nothing known."""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from ..errors import Unavailable
 from ..model import State, session_name
@@ -86,14 +86,20 @@ def _same_pool(tx: Transaction, pool: str) -> None:
             )
 
 
-def beat(tx: Transaction, hub: str, process: str) -> float | None:
-    """Say that a hub lives; returns how long it had been silent.  None: the pool is not, or no longer, its own."""
-    mine = (t.hubs.c.name == hub) & (t.hubs.c.process == process)
-    before = tx.run(select(t.hubs.c.beat_at).where(mine)).scalar_one_or_none()
-    if before is None:
-        return None
-    tx.run(update(t.hubs).where(mine).values(beat_at=tx.now))
-    return float(tx.now - before)
+_mine = (t.hubs.c.name == bindparam("hub")) & (t.hubs.c.process == bindparam("its_process"))
+_beat_at = select(t.hubs.c.beat_at).where(_mine)
+_beat = update(t.hubs).where(_mine).values(beat_at=bindparam("now"))
+
+
+def beat(tx: Transaction, hub: str, process: str) -> bool:
+    """Say that a hub lives.  False: the pool is not, or no longer, its own."""
+    return bool(tx.run(_beat, {"hub": hub, "its_process": process, "now": tx.now}).rowcount)
+
+
+def silence(tx: Transaction, hub: str, process: str) -> float:
+    """Seconds since a hub last said that it lives; 0 where the pool is not its own."""
+    before = tx.run(_beat_at, {"hub": hub, "its_process": process}).scalar_one_or_none()
+    return 0.0 if before is None else float(tx.now - before)
 
 
 def refuse_other(tx: Transaction, hub: str, process: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Float, MetaData, insert, inspect, literal_column, select, update
+from sqlalchemy import Connection, Float, insert, inspect, literal_column, select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
@@ -132,11 +132,7 @@ class Store:
             self.database.one_at_a_time(conn)
             if inspect(conn).has_table("pool"):
                 return
-            # Of a copy: where two tables name each other, their making marks the keys for the engine it was for.
-            made = MetaData()
-            for table in t.metadata.tables.values():
-                table.to_metadata(made)
-            made.create_all(conn)
+            self.database.make(conn, t.metadata)
             conn.execute(insert(t.cell_numbers), [{"n": n} for n in range(CELLS_PER_GPU)])
             conn.execute(insert(t.transitions), [{"from_state": a, "to_state": b} for a, b in sorted(LEGAL)])
             conn.execute(

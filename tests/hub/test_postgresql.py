@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,9 @@ def test_the_story_on_postgresql(server: postgres.Server, make_hub: MakeHub) -> 
     assert "user:grace" in command(hub, "limits", "set", "user:grace", "sessions=2")
     assert "ada" in command(hub, "usage") and "grace" in command(hub, "usage")
     grace = hub.wait_state("grace", "active")
-    assert grace.slices[0].device in command(hub, "drain", grace.slices[0].device, "--at", "2999-01-01")
+    assert grace.slices[0].device in command(
+        hub, "drain", grace.slices[0].device, "--at", (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    )
     assert command(hub, "undrain", "pool").startswith("Back in service")
     server.stop()
     until(lambda: hub.pool("GET", "health").status_code == 503, "the service to miss its ledger")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from jupyterhub_gpupool import fairness
 from jupyterhub_gpupool.errors import Rejected, Unavailable
@@ -192,8 +193,8 @@ def test_the_database_counts_as_the_rules_do(make: Make, people: list[list[str]]
     expected = fairness.tally(ledger.snapshot().holds, limits)
     with ledger.store.read() as (conn, _):
         reader = UsageReader(conn.execute, Rules.of(limits), {})
-        owners = {lease.user: conn.exec_driver_sql(
-            "SELECT owner FROM leases WHERE id = ?", (lease.id,)).scalar_one()
+        owners = {lease.user: conn.execute(
+            text("SELECT owner FROM leases WHERE id = :id"), {"id": lease.id}).scalar_one()
             for lease in ledger.snapshot().leases}  # fmt: skip
         for user, owner in owners.items():
             for scope, found in reader.of(owner, user, NAMES).items():
@@ -274,6 +275,6 @@ def test_limits_that_nobody_set_cost_no_query(make: Make) -> None:
         ledger.store.engine, "before_cursor_execute", lambda c, k, statement, *more: said.append(statement)
     )
     ask(ledger, "ada", THIRD)
-    assert not [text for text in said if "limits" in text and not text.startswith("UPDATE pool")]
-    assert not [text for text in said if "sum(" in text.lower()]
-    assert len([text for text in said if text.startswith("SELECT")]) <= 18, said
+    assert not [one for one in said if "limits" in one and not one.startswith("UPDATE pool")]
+    assert not [one for one in said if "sum(" in one.lower()]
+    assert len([one for one in said if one.startswith("SELECT")]) <= 18, said
