@@ -124,7 +124,7 @@ async def sweep(
         devices,
         Known(leases),
         NoHub(),
-        Rules(mode="reclaim"),
+        Rules(mode="reclaim", undelivered_max=0, before_reclaim_timeout=0),
         Metrics(CollectorRegistry()),
     )
     found = []

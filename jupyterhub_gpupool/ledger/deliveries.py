@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from ..errors import Rejected
 from ..model import State
-from ..notices import Choice, Notice, Occasion
+from ..notices import ACTIONS, Choice, Notice, Occasion
 from . import endings, rows, views
 from . import schema as t
 from .base import Base
@@ -91,8 +91,8 @@ class Deliveries(Base):
             found = views.events(tx.conn, seq, AT_ONCE)
             made = 0
             for event in found:
-                for notice in decide(_occasion(tx, event)):
-                    made += _queue(tx, notice, most)
+                if event.action in ACTIONS:
+                    made += sum(_queue(tx, notice, most) for notice in decide(_occasion(tx, event)))
             tx.run(update(t.pool).values(told_seq=found[-1].seq if found else seq))
             return made
 

@@ -5,6 +5,7 @@ What was told and what still has to be is kept in the ledger.
 """
 
 from .rules import (
+    ACTIONS,
     CHANNELS,
     EVENTS,
     KEPT,
@@ -22,6 +23,7 @@ from .rules import (
 )
 
 __all__ = [
+    "ACTIONS",
     "CHANNELS",
     "EVENTS",
     "KEPT",

@@ -26,6 +26,9 @@ CHANNELS = {MAIL: "Mail", WEBHOOK: "Chat"}
 SEEN_BY = ("page", "jupyterlab")
 """What can show a warning to the person themself."""
 
+ACTIONS = frozenset({"warn", "close", "activate", "budget", "device-health"})
+"""Events of the audit trail of which something may be told."""
+
 LOST = (
     "What is only in memory (running kernels, variables, unsaved changes) and files outside the home folder."
 )

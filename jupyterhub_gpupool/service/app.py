@@ -120,7 +120,6 @@ class GPUPoolService(Application):
     undelivered_max = Float(
         4 * 3600,
         allow_none=True,
-        min=0,
         help="""Seconds after which a warning counts that has reached nobody: neither a page, JupyterLab, the mail
         server nor the webhook's receiver has taken it. Until then its countdown does not begin, and nothing is
         stopped for it, for whatever rule. It is never shorter than the profile's ``warn``. 0: deliveries are not
@@ -129,10 +128,9 @@ class GPUPoolService(Application):
 
     before_reclaim_timeout = Float(
         30,
-        min=0,
-        max=600,
         help="""Seconds that a person's own script ``~/.gpupool/before-reclaim`` may take in their session before it
-        is taken back; then the session is stopped all the same. 0: no such script is run. Example: ``60``.""",
+        is taken back; then the session is stopped all the same. At most 600. 0: no such script is run.
+        Example: ``60``.""",
     ).tag(config=True)
 
     @validate("sweep_interval", "absence_interval")
@@ -143,6 +141,15 @@ class GPUPoolService(Application):
                 f"GPUPoolService.{proposal.trait.name} is {proposal.value!r}; allowed are {least:g} to 3600 seconds."
             )
         return float(proposal.value)
+
+    @validate("undelivered_max", "before_reclaim_timeout")
+    def _valid_patience(self, proposal: Any) -> float | None:
+        most = 366 * 86400 if proposal.trait.name == "undelivered_max" else 600
+        if proposal.value is not None and not 0 <= proposal.value <= most:
+            raise TraitError(
+                f"GPUPoolService.{proposal.trait.name} is {proposal.value!r}; allowed are 0 to {most} seconds."
+            )
+        return None if proposal.value is None else float(proposal.value)
 
     def start(self) -> None:
         """Run until a signal, or until the hub that started this process is gone."""

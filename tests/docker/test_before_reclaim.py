@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from docker.errors import NotFound
 from docker.models.containers import Container
 
 from jupyterhub_gpupool.sessions.docker import LABEL, DockerSessions
@@ -46,7 +48,8 @@ def launch(engine: Engine, session_image: str) -> Iterator[Launch]:
 
     yield launch
     for container in made:
-        container.remove(force=True)
+        with contextlib.suppress(NotFound):
+            container.remove(force=True)
 
 
 PUT = 'mkdir -p "$HOME/.gpupool" && cd "$HOME/.gpupool" && printf %s "$1" > before-reclaim && chmod "$2" *'

@@ -44,6 +44,23 @@ MISTAKES: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
         {"GPUPoolService": {"sweep_interval": -1}},
         ("sweep_interval is -1", "allowed are 0.5 to 3600"),
     ),
+    "untold": (
+        {"GPUPoolService": {"undelivered_max": -1}},
+        ("undelivered_max is -1", "allowed are 0 to"),
+    ),
+    "untold-nan": (
+        {"GPUPoolService": {"undelivered_max": float("nan")}},
+        ("undelivered_max is nan", "allowed"),
+    ),
+    "script": ({"GPUPoolService": {"before_reclaim_timeout": 601}}, ("before_reclaim_timeout", "0 to 600")),
+    "notices": (
+        {"GPUPoolNotices": {"mail_servr": "x"}},
+        ("c.GPUPoolNotices.mail_servr is not", "Did you mean 'mail_server'?", "Allowed:"),
+    ),
+    "notices-sender": (
+        {"GPUPoolNotices": {"mail_server": "x", "mail_address": "{user}@x.example"}},
+        ("GPUPoolNotices.mail_from is ''", "such as"),
+    ),
     "interval-nan": (
         {"GPUPoolService": {"sweep_interval": float("nan")}},
         ("sweep_interval is nan", "allowed"),
@@ -313,3 +330,19 @@ def test_gpus_that_cannot_be_had_are_named(
     with pytest.raises(SystemExit) as ended:
         configure(Config(sections), backend="local")
     assert all(part in str(ended.value.code) for part in says)
+
+
+def test_the_secrets_of_notices_go_to_the_service_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUPOOL_MAIL_PASSWORD", "sesame")
+    monkeypatch.setenv("GPUPOOL_WEBHOOK_URL", "https://chat.example/secret")
+    c = made(tmp_path, {"GPUPoolNotices": {"retry": 5}})
+    configure(c, backend="local")
+    (service,) = c.JupyterHub.services
+    assert service["environment"]["GPUPOOL_MAIL_PASSWORD"] == "sesame"
+    assert service["environment"]["GPUPOOL_WEBHOOK_URL"].endswith("/secret")
+    written = tmp_path / "service.json"
+    assert json.loads(written.read_text())["GPUPoolNotices"] == {"retry": 5}
+    assert "sesame" not in written.read_text() and written.stat().st_mode & 0o077 == 0
+    assert "sesame" not in repr(c.Spawner) and "sesame" not in repr(c.GPUPoolLocalSpawner)
