@@ -145,7 +145,8 @@ def test_warnings_ends_and_doubts(ledger: Ledger) -> None:
         return re.split(r" {2,}", row(text, "ada"), maxsplit=6)[-1]
 
     warned = replace(lease, deadline_seconds=270.0, verdict=Decision.WARN, verdict_at=snapshot.now - 10)
-    assert end(replace(warned, warned_for="idle")) == "warned (idle), 4m20s left"
+    assert end(replace(warned, warned_for="idle")) == "warned (idle), not told yet"
+    assert end(replace(warned, warned_for="idle", counting=True)) == "warned (idle), 4m20s left"
     assert end(replace(lease, terms=Terms(max_age=7200))) in ("max_age, in 2h00m", "max_age, in 1h59m")
     assert end(replace(lease, state=State.STOPPING, reason="idle for 30 min")) == "now"
     doubtful = replace(lease, doubt="the engine does not answer")
