@@ -208,7 +208,9 @@ def test_opening_the_driver_does_not_take_for_ever(machine: MakeMachine) -> None
     there.hangs = ["nvmlInitWithFlags"]
     there.write()
     helper = Helper(str(there.folder), 0.2, opening=0.3)
-    with pytest.raises(Silent, match="opened"):  # being opened; or, where this process was held up, already given up
+    with pytest.raises(
+        Silent, match="opened"
+    ):  # being opened; or, where this process was held up, already given up
         helper.ask("inventory")
     with pytest.raises(Silent, match="could not be opened within 0.3 s"):
         helper.ask("inventory")
