@@ -39,7 +39,12 @@ export class Page implements IPage {
 
   notify(kind: Kind, message: string, actions: IAction[], seconds?: number): string {
     const autoClose = seconds === undefined ? false : seconds * 1000;
-    return Notification.emit(message, kind, { autoClose, actions: buttons(actions) });
+    const name = Notification.emit(message, kind, { autoClose, actions: buttons(actions) });
+    if (autoClose) {
+      // Else it would stay in the list of notifications.
+      window.setTimeout(() => Notification.dismiss(name), autoClose);
+    }
+    return name;
   }
 
   update(name: string, message: string, actions: IAction[], again: boolean): void {

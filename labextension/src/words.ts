@@ -74,7 +74,7 @@ export function meter(lease: ILease | null, left: number | null, away: boolean, 
   const warned = lease.warning !== null;
   const stops = lease.warning !== null && lease.warning.stops;
   if (left !== null) {
-    const time = stops ? duration(left, trans) : roughly(left, trans);
+    const time = stops ? duration(Math.ceil(left), trans) : roughly(left, trans);
     parts.short.push(stops ? trans.__('stops in %1', time) : trans.__('%1 left', time));
     const ends = stops ? trans.__('The session will be stopped in %1.', time) : trans.__('Time left: %1.', time);
     parts.long.push(ends);

@@ -116,6 +116,13 @@ def test_leases_are_ones_own_and_all_for_an_admin() -> None:
     assert ids == [["l1"], ["l1", "l2"], []]
 
 
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_lease_on_a_simulated_gpu_says_so(simulated: bool) -> None:
+    device = replace(A100, simulated=simulated)
+    shape = shapes.lease(lease("l1", "ada", State.ACTIVE, part(device)), {device.id: device}, None)
+    assert shape["simulated"] is simulated
+
+
 def test_a_service_with_a_users_name_is_not_that_user() -> None:
     assert not Person(None, actor="ada").may_see("ada")
 
