@@ -260,6 +260,8 @@ def read_keys(given: Sequence[str]) -> dict[str, Any]:
 def _value(key: str, text: str) -> Any:
     if key == "profiles" and not text.startswith("["):
         return [slug for slug in text.split(",") if slug]
+    if key == "strict" and text in ("True", "False"):  # as a configuration and the refusal of others write it
+        return text == "True"
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -224,6 +224,14 @@ def test_odd_limits_get_a_sentence_and_change_nothing(
     assert [row.edited for row in ledger.limits().values()] == [None]
 
 
+def test_strict_is_written_as_everywhere(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, strict in (("True", True), ("False", False), ("true", True)):
+        works(capsys, "limits", "set", "group:vision", f"strict={text}")
+        edited = ledger.limits()["group:vision"].edited
+        assert edited is not None and edited.strict is strict
+    assert "strict is 'yes'" in failed(2, capsys, "limits", "set", "group:vision", "strict=yes")
+
+
 # --- books -----------------------------------------------------------------------------------------
 
 
