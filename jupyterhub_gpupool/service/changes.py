@@ -26,12 +26,13 @@ class Change:
 
 
 def foresee(
-    snapshot: Snapshot, scope: str, limit: Limit | None, slugs: Collection[str], *, back: bool = False
+    snapshot: Snapshot, scope: str, limit: Limit | None, slugs: Collection[str] | None, *, back: bool = False
 ) -> Change:
     """Look ahead: this limit (None: none) in force for a scope, in the pool as it is now.
 
-    ``slugs`` are the profiles that there are.  Raises ValueError, with the sum, when more would be guaranteed
-    than the pool has and this limit has a part in it; on the way ``back`` to what is configured that is noted.
+    ``slugs`` are the profiles that there are (None: not known).  Raises ValueError, with the sum, when more
+    would be guaranteed than the pool has and this limit has a part in it; on the way ``back`` to what is
+    configured that is noted.
     """
     changed = {key: value for key, value in snapshot.limits.items() if key != scope}
     notes: list[str] = []
