@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, select
 
 from .. import fairness, placement
-from ..fairness.orders import HALF_LIFE
+from ..fairness.orders import HALF_LIFE, PATIENCE
 from ..model import Device, Limit, State, Terms, Wish
 from . import drains, rows
 from . import schema as t
@@ -40,6 +40,8 @@ class Policy:
     """Name of the order of the queue."""
     half_life: float = HALF_LIFE
     """Seconds after which used GPU-hours weigh half as much in the order ``fair``."""
+    patience: float = PATIENCE
+    """Seconds of waiting after which the order ``fair`` serves a request by its arrival alone."""
 
 
 AT_ONCE = 50
@@ -248,4 +250,6 @@ class Line:
         for item in asked:
             priorities[item.scope] = max(priorities.get(item.scope, 0.0), float(item.priority))
         left = {scope: fairness.remaining(scope, limits, held.get(scope, 0.0), size) for scope in priorities}
-        return fairness.Context(self._now, hours, fairness.weights(priorities, left))
+        return fairness.Context(
+            self._now, hours, fairness.weights(priorities, left), patience=self._policy.patience
+        )
