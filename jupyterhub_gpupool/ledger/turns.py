@@ -67,9 +67,12 @@ _waiting = (
 def waiting(run: Run, now: float, policy: Policy, at_once: int = AT_ONCE) -> Iterator[Any]:
     """Whoever can be granted something, as they came in, read in parts: mostly the head is all that is looked at."""
     since, after = now - policy.beat_age, 0
-    while part := run(_waiting, {"since": since, "after": after, "count": at_once}).all():
+    more = True
+    while more:
+        part = run(_waiting, {"since": since, "after": after, "count": at_once}).all()
         yield from part
-        after = part[-1].ticket
+        more = len(part) == at_once  # fewer: these were the last, and no query need tell
+        after = part[-1].ticket if part else after
 
 
 class Turn(NamedTuple):
