@@ -23,10 +23,11 @@ from traitlets.config import Config
 
 from . import books, fairness
 from .errors import GPUPoolError, Rejected, Unavailable
-from .ledger import Ledger, Policy, file_of, preview, url_of
+from .ledger import Ledger, Policy, file_of, url_of
 from .model import Limit
 from .pool import GPUPool
 from .service import sheets, tables, times
+from .service.changes import Change, foresee
 
 CONFIGURATION = "service.json"
 """Name of the file that ``configure`` writes beside the ledger."""
@@ -74,6 +75,7 @@ def add(commands: Any) -> None:
     edit = limits.add_parser("set", parents=[shared, reason], help="replace the limit of a scope, whole")
     edit.add_argument("scope", help="pool, group:NAME, user:NAME or user:*")
     edit.add_argument("keys", nargs="+", metavar="KEY=VALUE", help=f"{', '.join(KEYS)}; or: {UNLIMITED}")
+    edit.add_argument("--preview", action="store_true", help="say whom it would touch, and change nothing")
     edit.set_defaults(run=_set_limit)
     clear = limits.add_parser("clear", parents=[shared, reason], help="let the configured limit hold again")
     clear.add_argument("scope")
@@ -228,11 +230,23 @@ def _set_limit(chosen: argparse.Namespace, out: TextIO) -> None:
     keys = read_keys(chosen.keys)
     limit = fairness.read_limit(chosen.scope, keys)
     with open_ledger(chosen, configured=True) as ledger:
-        found = preview(ledger.snapshot(), chosen.scope, limit)
-        row = ledger.set_limit(chosen.scope, keys, actor=actor(), why=chosen.why)
-    print(f"{row.scope}: {_words(fairness.write_limit(limit))}", file=out)
-    for item in found:
-        print(f"Granted nothing more until it fits: {item.scope} ({item.why})", file=out)
+        found = foresee(ledger.snapshot(), chosen.scope, limit, None)
+        if not chosen.preview:
+            ledger.set_limit(chosen.scope, keys, actor=actor(), why=chosen.why)
+    print(f"{chosen.scope}: {_words(fairness.write_limit(limit))}", file=out)
+    _print_change(found, out)
+    if chosen.preview:
+        print("Nothing was changed.", file=out)
+
+
+def _print_change(found: Change, out: TextIO) -> None:
+    for item in found.touched:
+        users = printable(", ".join(item.users))
+        print(f"Granted nothing more until it fits: {printable(item.scope)} ({item.why}): {users}", file=out)
+    for scope in found.relieved:
+        print(f"No longer over its limit: {printable(scope)}", file=out)
+    for sentence in found.notes:
+        print(f"Please check: {printable(sentence)}", file=out)
 
 
 def _clear_limit(chosen: argparse.Namespace, out: TextIO) -> None:
@@ -260,6 +274,8 @@ def read_keys(given: Sequence[str]) -> dict[str, Any]:
 def _value(key: str, text: str) -> Any:
     if key == "profiles" and not text.startswith("["):
         return [slug for slug in text.split(",") if slug]
+    if key == "strict" and text in ("True", "False"):  # as a configuration and the refusal of others write it
+        return text == "True"
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -105,7 +105,7 @@ def _time(value: Mapping[str, object], key: str) -> float:
     try:
         at = datetime.fromisoformat(text) if isinstance(text, str) else None
         if at is not None and at.tzinfo is not None:
-            return at.timestamp()
+            return at.astimezone(UTC).timestamp()  # a year that UTC has not could not be written again
     except (ValueError, OverflowError):
         at = None
     raise _Odd(
@@ -229,6 +229,14 @@ def guarantees(limits: Mapping[str, Limit], now: float) -> dict[str, float]:
             if limit.guaranteed_gpus is not None or booked:
                 found[name] = (limit.guaranteed_gpus or 0.0) + booked
     return found
+
+
+def changes_guarantees(scope: str, limit: Limit) -> bool:
+    """Whether a limit adds to what the pool must have, or takes from what it has.
+
+    Any other is possible also while more is guaranteed than there is.
+    """
+    return bool(limit.guaranteed_gpus or limit.reservations) or (scope == POOL and limit.gpus is not None)
 
 
 def most_guaranteed(limit: Limit) -> float:

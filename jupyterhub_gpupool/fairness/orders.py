@@ -31,6 +31,7 @@ from .budgets import HOUR, Span
 from .limits import USUAL_PRIORITY
 
 HALF_LIFE = 7 * 86400.0
+PATIENCE = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Context:
     weights: Mapping[str, float] = field(default_factory=dict)
     """By scope, as :func:`weights` gives them; missing: all alike."""
     step: float = 600.0
-    patience: float = 86400.0
+    patience: float = PATIENCE
     turn: float = 1.0
     """GPU-hours that a GPU is taken to be used for by a request ahead."""
 

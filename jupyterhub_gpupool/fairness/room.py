@@ -156,7 +156,8 @@ def _choose(
         served.append(want)
         gone += picked
         for item in picked:
-            why = f"{gpus_of(want.gpus)} wanted by {want.user}{_of_group(want)}: {item.why}"
+            # Its owner reads it too, and need not know who somebody else is: the audit trail has the request.
+            why = f"{gpus_of(want.gpus)} wanted by request {want.lease}{_of_group(want)}: {item.why}"
             found.append(Victim(item.held.lease, want.lease, _not_before(item.held, now), why))
     return Room(tuple(found), tuple(unmet))
 

@@ -105,7 +105,7 @@ def edit(
     Raises ValueError with a sentence for what is no limit, and where more would be guaranteed than there is.
     """
     limit = fairness.read_limit(scope, keys)
-    if _guarantees(limit):
+    if fairness.changes_guarantees(scope, limit):
         check_shares(tx.conn, {**in_force(tx.conn, configured), scope: limit}, tx.now)
     tx.run(delete(t.limits).where(t.limits.c.scope == scope))
     text, why = rows.dump(fairness.write_limit(limit)), sentence(why)
@@ -121,7 +121,7 @@ def clear(tx: Transaction, scope: str, configured: Mapping[str, Limit], actor: s
     fairness.check_scope(scope)
     if tx.run(delete(t.limits).where(t.limits.c.scope == scope)).rowcount:
         now = configured.get(scope)
-        if now is not None and _guarantees(now):
+        if now is not None and fairness.changes_guarantees(scope, now):
             # Another edit may have taken its room.
             check_shares(tx.conn, in_force(tx.conn, configured), tx.now)
         text = "no limit" if now is None else rows.dump(fairness.write_limit(now))
@@ -129,7 +129,7 @@ def clear(tx: Transaction, scope: str, configured: Mapping[str, Limit], actor: s
 
 
 def _guarantees(limit: Limit) -> bool:
-    """Whether it adds to what the pool must have: any other edit is possible also while that is too little."""
+    """Whether anything is guaranteed by it at some time."""
     return bool(limit.guaranteed_gpus or limit.reservations)
 
 

@@ -74,7 +74,11 @@ def usage(
         t.leases.c.closed_at,
     ).join(t.owners, t.owners.c.id == t.leases.c.owner)
     idle: dict[str, dict[int, float]] = defaultdict(dict)
-    for row in conn.execute(select(t.idle_days).where(t.idle_days.c.day.between(first, last))):
+    days = select(t.idle_days).where(t.idle_days.c.day.between(first, last))
+    if user is not None:  # who asks for their own books does not have those of everybody read
+        days = days.join(t.leases, t.leases.c.id == t.idle_days.c.lease)
+        days = days.join(t.owners, t.owners.c.id == t.leases.c.owner).where(t.owners.c.name == user)
+    for row in conn.execute(days):
         idle[row.lease][row.day] = row.seconds
     return books.keep(
         (

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, select
 
 from .. import fairness, placement
-from ..fairness.orders import HALF_LIFE
+from ..fairness.orders import HALF_LIFE, PATIENCE
 from ..model import Device, Limit, State, Terms, Wish
 from . import drains, rows
 from . import schema as t
@@ -40,6 +40,8 @@ class Policy:
     """Name of the order of the queue."""
     half_life: float = HALF_LIFE
     """Seconds after which used GPU-hours weigh half as much in the order ``fair``."""
+    patience: float = PATIENCE
+    """Seconds of waiting after which the order ``fair`` serves a request by its arrival alone."""
 
 
 AT_ONCE = 50
@@ -65,9 +67,12 @@ _waiting = (
 def waiting(run: Run, now: float, policy: Policy, at_once: int = AT_ONCE) -> Iterator[Any]:
     """Whoever can be granted something, as they came in, read in parts: mostly the head is all that is looked at."""
     since, after = now - policy.beat_age, 0
-    while part := run(_waiting, {"since": since, "after": after, "count": at_once}).all():
+    more = True
+    while more:
+        part = run(_waiting, {"since": since, "after": after, "count": at_once}).all()
         yield from part
-        after = part[-1].ticket
+        more = len(part) == at_once  # fewer: these were the last, and no query need tell
+        after = part[-1].ticket if part else after
 
 
 class Turn(NamedTuple):
@@ -248,4 +253,6 @@ class Line:
         for item in asked:
             priorities[item.scope] = max(priorities.get(item.scope, 0.0), float(item.priority))
         left = {scope: fairness.remaining(scope, limits, held.get(scope, 0.0), size) for scope in priorities}
-        return fairness.Context(self._now, hours, fairness.weights(priorities, left))
+        return fairness.Context(
+            self._now, hours, fairness.weights(priorities, left), patience=self._policy.patience
+        )

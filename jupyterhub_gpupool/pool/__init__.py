@@ -20,6 +20,7 @@ from traitlets.config import Config, LoggingConfigurable
 
 from .. import fairness
 from ..errors import GPUPoolError, Unavailable
+from ..fairness.orders import PATIENCE
 from ..ledger import Ledger, Policy, Snapshot, Waiting
 from ..model import Lease, Limit, Request, State
 from ..profiles import Availability
@@ -87,8 +88,9 @@ class GPUPool(LoggingConfigurable):
     queue_order = Unicode(
         "fifo",
         help="""Order of the queue: ``"fifo"`` (first come, first served), ``"priority"`` (the limits' ``priority``;
-        waiting 600 s is worth one level) or ``"fair"`` (who has had least for their priority). Requests within a
-        guaranteed share come first in each. Example: ``"fair"``.""",
+        waiting 600 s is worth one level) or ``"fair"`` (who has had least for their priority; who has waited for half
+        of ``max_wait``, at most a day, is before all others). Requests within a guaranteed share come first in each.
+        Example: ``"fair"``.""",
     ).tag(config=True)
 
     fair_half_life = Float(
@@ -236,6 +238,7 @@ class GPUPool(LoggingConfigurable):
             suspect_for=self.suspect_for,
             order=self.queue_order,
             half_life=self.fair_half_life,
+            patience=min(PATIENCE, self.max_wait / 2),  # nobody is given up who was never first
         )
 
     def ledger(self) -> Ledger:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import books, fairness
 from ..errors import Rejected
-from ..ledger import LimitRow, preview
+from ..ledger import LimitRow
 from ..model import Limit
 from . import tables, times
 from .base import API, Base, read_json, short, signed_in
@@ -69,11 +69,11 @@ class OneLimit(API):
             raise _bad("The body needs 'keys', an object with the limit's keys; an empty one limits nothing.")
         try:
             limit = fairness.read_limit(scope, keys)
-            found = preview(await self.feed.fresh(), scope, limit)
+            found = foresee(await self.feed.refresh(), scope, limit, self.pool.offer)
             row = await self.pool.ask("set_limit", scope, keys, actor=self.known().actor, why=why)
         except ValueError as problem:
             raise _bad(str(problem), "bad-limit") from None
-        await self._show(row, touched=tables.touched(found))
+        await self._show(row, touched=tables.touched(found.touched), notes=list(found.notes))
 
     @for_admins
     async def delete(self, scope: str) -> None:

@@ -107,7 +107,11 @@ class EditLimit(Page):
     async def _go_back(self, row: LimitRow, given: dict[str, str], *, apply: bool) -> None:
         if apply and _unchanged(row, given):
             actor, why = self.known().actor, given.get("why", "")
-            await self.pool.ask("clear_limit", row.scope, actor=actor, why=why)
+            try:
+                await self.pool.ask("clear_limit", row.scope, actor=actor, why=why)
+            except ValueError as problem:  # what it guarantees, another edit guarantees to somebody else now
+                said = limit_form.in_a_form(row.scope, str(problem))
+                raise Rejected(f"The edit still holds. {said}", reason="bad-limit") from None
             await self._done(row.scope)
             return
         self._preview(row, await foreseen(self, row.scope, None), given, back=True, meanwhile=apply)

@@ -24,9 +24,8 @@ def calls_on(
     if any(ends_at > (device.drain_at or 0.0) for device in drained):  # else its age ends it before
         first = min(drained, key=lambda device: device.drain_at or 0.0)
         why = f": {first.drain_why}" if first.drain_why else ""
-        by = f" by {first.drain_by}" if first.drain_by else ""
         seconds = max(0.0, (first.drain_at or 0.0) - now)
-        found.append(Call(idleness.DRAIN, f"{first.id} is taken out of service{by}{why}", seconds))
+        found.append(Call(idleness.DRAIN, f"{first.id} is taken out of service{why}", seconds))
     budget = wanted.budgets.get(lease.id)
     if budget_end and budget is not None and budget.state is fairness.BudgetState.EXHAUSTED:
         found.append(Call(idleness.BUDGET, budget.message.rstrip(".")))

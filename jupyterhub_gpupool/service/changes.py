@@ -26,19 +26,21 @@ class Change:
 
 
 def foresee(
-    snapshot: Snapshot, scope: str, limit: Limit | None, slugs: Collection[str], *, back: bool = False
+    snapshot: Snapshot, scope: str, limit: Limit | None, slugs: Collection[str] | None, *, back: bool = False
 ) -> Change:
     """Look ahead: this limit (None: none) in force for a scope, in the pool as it is now.
 
-    ``slugs`` are the profiles that there are.  Raises ValueError, with the sum, when more would be guaranteed
-    than the pool has; the way ``back`` to what is configured is never refused, only noted.
+    ``slugs`` are the profiles that there are (None: not known).  Raises ValueError, with the sum, when more
+    would be guaranteed than the pool has and this limit has a part in it; on the way ``back`` to what is
+    configured that is noted.
     """
     changed = {key: value for key, value in snapshot.limits.items() if key != scope}
     notes: list[str] = []
     if limit is not None:
         changed[scope] = limit
         notes = [*fairness.warnings({scope: limit}, None, slugs, snapshot.now), *_nobody(snapshot, scope)]
-    if snapshot.devices:  # before the first inventory nobody knows how much there is
+    part = limit is not None and fairness.changes_guarantees(scope, limit)
+    if part and snapshot.devices:  # before the first inventory nobody knows how much there is
         try:
             fairness.check_shares(changed, float(len(snapshot.devices)), snapshot.now)
         except ValueError as problem:

@@ -93,18 +93,22 @@ def _text(name: str, value: Any) -> str:
             )
             return ", ".join(value) if plain else json.dumps(value)
         case "reservations":
-            return "\n".join(f"{item['gpus']:g} {item['start']} {item['end']}" for item in value)
+            return "\n".join(f"{_number(item['gpus'])} {item['start']} {item['end']}" for item in value)
         case "strict":
             return "yes"
         case _:
-            text = f"{value:.12g}"
-            return text if float(text) == value else repr(value)
+            return _number(value)
+
+
+def _number(value: float) -> str:
+    text = f"{value:.12g}"
+    return text if float(text) == value else repr(value)
 
 
 def _duration(seconds: float) -> str:
     for unit in ("d", "h", "min"):
         if seconds % _UNITS[unit] == 0:
-            return f"{seconds / _UNITS[unit]:g} {unit}"
+            return f"{seconds / _UNITS[unit]:.12g} {unit}"
     return f"{seconds:.12g} s"
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -51,6 +54,34 @@ def test_the_books_sum_to_the_database_times_and_know_the_idle(databases: Databa
         with pytest.raises(ValueError, match="The books"):
             bench.ledger.usage(by, a, b)
     assert grace.gpus == 1
+    bench.close()
+
+
+def test_a_persons_own_books_read_nobody_elses_idle_time(databases: Databases) -> None:
+    bench = Bench(databases.url("bench"), 1)
+    ada = bench.ask("ada", wish=HALF)
+    bench.ask("linus", wish=HALF)
+    bench.pass_time(4)
+    read: list[str] = []
+    real = bench.ledger.store.read
+
+    @contextmanager
+    def reading() -> Iterator[tuple[Any, float]]:
+        with real() as (conn, now):
+
+            class Counting:
+                def execute(self, statement: Any) -> list[Any]:
+                    found = conn.execute(statement).all()
+                    read.extend(row.lease for row in found if hasattr(row, "lease"))
+                    return list(found)
+
+            yield Counting(), now
+
+    bench.ledger.store.read = reading  # type: ignore[method-assign]
+    (mine,) = bench.ledger.usage("user", 0, 20_001 * DAY, user="ada")
+    assert read == [ada.id] and mine.idle > 0
+    bench.ledger.store.read = real  # type: ignore[method-assign]
+    assert mine in bench.ledger.usage("user", 0, 20_001 * DAY)
     bench.close()
 
 

@@ -104,6 +104,14 @@ def test_an_edit_that_guarantees_nothing_is_possible_while_too_much_is_guarantee
     assert ledger.set_limit("user:*", {"sessions": 1}, actor="admin").effective == Limit(sessions=1)
 
 
+def test_the_pool_cannot_be_given_less_than_is_guaranteed(make: Make) -> None:
+    ledger = make(Policy(limits={"group:vision": Limit(guaranteed_gpus=2)}))
+    with pytest.raises(ValueError, match=r"2 GPUs are guaranteed .*and the pool has 1 GPU"):
+        ledger.set_limit("pool", {"gpus": 1}, actor="admin")
+    assert ledger.set_limit("pool", {"gpus": 2}, actor="admin").effective == Limit(gpus=2)
+    assert ledger.set_limit("pool", {"sessions": 1}, actor="admin").effective == Limit(sessions=1)
+
+
 def test_a_share_whose_room_another_has_taken_is_not_given_back(make: Make) -> None:
     ledger = make(Policy(limits={"group:vision": Limit(guaranteed_gpus=2)}))
     ledger.set_limit("group:vision", {"guaranteed_gpus": 1}, actor="admin")

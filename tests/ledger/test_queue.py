@@ -85,6 +85,21 @@ def test_fair_serves_whom_had_least_and_forgets_with_time(make: Make, clock: Clo
     assert drain_queue(ledger, held)[0] == "ada"
 
 
+def test_fair_lets_nobody_wait_beyond_its_patience(make: Make, clock: Clock) -> None:
+    policy = Policy(order="fair", patience=2 * HOUR, beat_age=math.inf)
+    ledger = make(policy, (gpu(0),))
+    held = run(ledger, "ada", WHOLE)
+    clock.forward(100 * HOUR)
+    end(ledger, held)
+    held = run(ledger, "eve", WHOLE)
+    wait(ledger, "ada")
+    clock.forward(HOUR)
+    wait(ledger, "ben")
+    assert [lease.user for lease in ledger.snapshot().queue] == ["ben", "ada"]
+    clock.forward(HOUR)
+    assert drain_queue(ledger, held) == ["ada", "ben"]
+
+
 def test_the_past_is_the_same_read_at_once_or_bit_by_bit(make: Make, clock: Clock) -> None:
     policy = Policy(order="fair", half_life=HOUR, limits={"group:a": Limit(gpus=9)}, beat_age=math.inf)
     ledger = make(policy, (gpu(0), gpu(1)))

@@ -224,6 +224,31 @@ def test_odd_limits_get_a_sentence_and_change_nothing(
     assert [row.edited for row in ledger.limits().values()] == [None]
 
 
+def test_a_preview_says_whom_it_touches_and_changes_nothing(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(ledger, "ada")
+    before = ledger.limits(), ledger.events()
+    said = works(capsys, "limits", "set", "user:ada", "sessions=0", "--preview")
+    assert "user:ada (over limit: holds 1 of its 0 sessions): ada" in said and "Nothing was changed." in said
+    assert "guaranteed" in failed(2, capsys, "limits", "set", "group:x", "guaranteed_gpus=3", "--preview")
+    assert (ledger.limits(), ledger.events()) == before
+
+
+def test_a_name_that_nobody_has_is_said(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    said = works(capsys, "limits", "set", "group:visoin", "sessions=1")
+    assert "Please check: Nobody of a group visoin" in said
+    assert "group:visoin" in ledger.limits()
+
+
+def test_strict_is_written_as_everywhere(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, strict in (("True", True), ("False", False), ("true", True)):
+        works(capsys, "limits", "set", "group:vision", f"strict={text}")
+        edited = ledger.limits()["group:vision"].edited
+        assert edited is not None and edited.strict is strict
+    assert "strict is 'yes'" in failed(2, capsys, "limits", "set", "group:vision", "strict=yes")
+
+
 # --- books -----------------------------------------------------------------------------------------
 
 

@@ -125,6 +125,14 @@ def booked(start: str, end: str, gpus: Any = 1) -> dict[str, Any]:
             [booked("2026-06-01T09:00", "2026-06-01T10:00Z")],
             "start of a reservation is '2026-06-01T09:00'; it",
         ),
+        (
+            [booked("2026-06-01T09:00Z", "9999-12-31T23:59-05:00")],
+            "end of a reservation is '9999-12-31T23:59-05",
+        ),
+        (
+            [booked("0001-01-01T00:00+14:00", "2026-06-01T10:00Z")],
+            "start of a reservation is '0001-01-01T00:00",
+        ),
         ([booked("2026-06-01T09:00Z", "soon")], "end of a reservation is 'soon'"),
         ([booked("2026-06-01T09:00Z", "2026-06-01T10:00Z", math.nan)], "gpus of a reservation is nan"),
         (

@@ -30,7 +30,7 @@ BOOKED = {"gpus": 1, "start": "2026-06-01T09:00:00+00:00", "end": "2026-06-05T18
             "priority": st.integers(1, 100),
             "strict": st.booleans(),
             "guaranteed_gpus": st.integers(0, 5),
-            "reservations": st.sampled_from([[], [BOOKED]]),
+            "reservations": st.sampled_from([[], [BOOKED], [{**BOOKED, "gpus": 1 / 3}]]),
         },
     )
 )

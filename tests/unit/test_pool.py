@@ -14,7 +14,7 @@ from jupyterhub_gpupool.ledger import Ledger, Waiting
 from jupyterhub_gpupool.model import Device, Health, Kind, Lease, Mode, Owner, Request, State, Terms, Wish
 from jupyterhub_gpupool.pool import GPUPool
 
-DAY = 86400.0
+HOUR, DAY = 3600.0, 86400.0
 
 
 def with_pool(folder: Path, work: Callable[[GPUPool], Coroutine[Any, Any, None]]) -> None:
@@ -70,6 +70,12 @@ def test_a_grant_by_a_move_of_this_hub_is_told_with_its_lease(tmp_path: Path) ->
         assert [item.device for item in told.lease.slices] == ["GPU-0"]
 
     with_pool(tmp_path, work)
+
+
+@pytest.mark.parametrize("max_wait", [60.0, 8 * HOUR, 40 * HOUR, 300 * HOUR])
+def test_nobody_is_given_up_before_the_order_fair_puts_them_first(max_wait: float) -> None:
+    policy = GPUPool(max_wait=max_wait).policy
+    assert 0 < policy.patience <= min(DAY, max_wait / 2)
 
 
 def test_a_place_that_was_read_before_the_grant_takes_nothing_back(tmp_path: Path) -> None:

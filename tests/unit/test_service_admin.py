@@ -115,7 +115,7 @@ async def test_a_limit_is_edited_shown_and_given_back(site: Web) -> None:
     assert shape["touched"][0]["users"] == ["ada"] and "over limit" in shape["over"]
     assert (shape["configured"], shape["effective"]) == (None, body["keys"])
     (row,) = (await site.json("GET", "api/limits", "root"))[1]["limits"]
-    assert row == {key: value for key, value in shape.items() if key != "touched"}
+    assert row == {key: value for key, value in shape.items() if key not in ("touched", "notes")}
     assert (row["scope"], row["edited"], row["actor"], row["why"]) == (
         "user:ada",
         body["keys"],
@@ -146,7 +146,9 @@ async def test_an_edit_holds_at_once(site: Web) -> None:
      ("user:%3Cscript%3E", "user:<script>")],
 )  # fmt: skip
 async def test_scopes_have_all_the_characters_of_names(site: Web, scope: str, name: str) -> None:
-    assert (await send(site, "PUT", f"api/limits/{scope}", {"keys": {"gpus": 1}}))["scope"] == name
+    shape = await send(site, "PUT", f"api/limits/{scope}", {"keys": {"gpus": 1}})
+    assert shape["scope"] == name
+    assert shape["notes"] and name.partition(":")[2] in shape["notes"][0], "a name that nobody has, is said"
     assert list(site.ledger.limits()) == [name]
 
 

@@ -217,6 +217,31 @@ async def test_bad_values_stand_beside_their_field_and_what_was_typed_stays(site
     assert state(site.ledger) == before
 
 
+async def test_a_way_back_for_which_there_is_no_room_any_more_says_so(site: Web) -> None:
+    limits = fairness.read_limits({"group:vision": {"guaranteed_gpus": 2}})
+    site.pool.ledger().policy = replace(site.pool.ledger().policy, limits=limits)
+    site.ledger.set_limit("group:vision", {}, actor="root")
+    site.ledger.set_limit("group:lab", {"guaranteed_gpus": 2}, actor="root")
+    root = await Reader.of(site, "root")
+    page = await root.edit("group:vision", "back")
+    assert "4 GPUs are guaranteed (2 to lab, 2 to vision)" in page
+    sent = {**fields_of(page), "_xsrf": root.token, "step": "apply-back"}
+    page = await root.post("limits/edit", 400, **sent)
+    assert "The edit still holds. 4 GPUs are guaranteed (2 to lab, 2 to vision)" in page
+    assert site.ledger.limits()["group:vision"].edited is not None
+
+
+async def test_what_guarantees_nothing_is_previewed_while_too_much_is_guaranteed(site: Web) -> None:
+    site.ledger.set_limit("group:vision", {"guaranteed_gpus": 2}, actor="root")
+    limits = fairness.read_limits({"group:lab": {"guaranteed_gpus": 1}})
+    site.pool.ledger()._grants.policy = replace(site.pool.ledger().policy, limits=limits)
+    site.pool.ledger()._grants.forget()
+    root = await Reader.of(site, "root")
+    page = await root.edit("user:ada", "preview", sessions="1")
+    await root.post("limits/edit", 303, **{**fields_of(page), "_xsrf": root.token, "step": "apply"})
+    assert "3 GPUs are guaranteed" in await root.edit("group:lab", "preview", 400, guaranteed_gpus="1")
+
+
 async def test_a_preview_may_be_typed_further(site: Web) -> None:
     root = await Reader.of(site, "root")
     page = await root.edit("group:vision", "preview", sessions="2", strict="yes")

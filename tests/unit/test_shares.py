@@ -121,8 +121,8 @@ def test_the_idlest_that_borrow_make_room_and_no_more_than_are_needed() -> None:
     assert room.victims[0].wanted_by == "w"
     assert room.victims[0].not_before == NOW + 300
     assert room.victims[0].why == (
-        "1 GPU wanted by w for the share of g: it borrows: user b holds 1 GPU of no guaranteed share, 1 over; "
-        "idle for 10 min"
+        "1 GPU wanted by request w for the share of g: it borrows: "
+        "user b holds 1 GPU of no guaranteed share, 1 over; idle for 10 min"
     )
     two = make_room([claim("w", "g"), claim("v", "g")], leases, guaranteed, NOW, of_sizes(0, leases))
     assert [(item.lease, item.wanted_by) for item in two.victims] == [("b", "w"), ("a", "v")]
@@ -199,7 +199,7 @@ def test_who_idles_longest_and_is_furthest_over_ends_for_who_waits() -> None:
     room = victims([claim("w", "", own=False)], leases, portion, NOW, of_sizes(0, leases))
     assert taken(room) == ["b"]
     assert room.victims[0].why == (
-        "1 GPU wanted by w: idle for 32 min, and group h holds 3 GPUs where its portion is 2 GPUs: "
+        "1 GPU wanted by request w: idle for 32 min, and group h holds 3 GPUs where its portion is 2 GPUs: "
         "score 1900 s × 1.5 = 2850"
     )
     more = victims([claim("w", "", 4, own=False)], leases, portion, NOW, of_sizes(0, leases))
