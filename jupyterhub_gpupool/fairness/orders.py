@@ -32,6 +32,9 @@ from .limits import USUAL_PRIORITY
 
 HALF_LIFE = 7 * 86400.0
 PATIENCE = 86400.0
+STEP = 600.0
+LEVELS = 99
+"""Steps between the lowest priority and the highest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +68,15 @@ class Context:
     """Decayed GPU-hours by scope (``group:vision``, ``user:ada``); missing: none."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """By scope, as :func:`weights` gives them; missing: all alike."""
-    step: float = 600.0
+    step: float = STEP
     patience: float = PATIENCE
     turn: float = 1.0
     """GPU-hours that a GPU is taken to be used for by a request ahead."""
+
+
+def step_within(patience: float) -> float:
+    """The usual step, or a shorter one with which the lowest priority is before all later ones in that time."""
+    return min(STEP, patience / LEVELS)
 
 
 def scope_of(user: str, group: str) -> str:

@@ -284,10 +284,10 @@ class Ledger(Reader, Admin, Deliveries, Endings):
         with self.store.write() as tx:
             checks.note_foreign(tx, found)
 
-    def restart_warnings(self) -> None:
+    def restart_warnings(self, mode: str = "") -> None:
         """See :func:`observations.restart_warnings`."""
         with self.store.write() as tx:
-            observations.restart_warnings(tx)
+            observations.restart_warnings(tx, mode)
 
     def extend(self, lease: str, actor: str) -> float:
         """See :func:`observations.extend`."""

@@ -8,7 +8,7 @@ only a crash between the two can tell somebody twice.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -136,6 +136,16 @@ class Deliveries(Base):
         """What was told of a lease, and what is still to be told, in order."""
         with self.store.read() as (conn, _):
             return [_delivery(row) for row in conn.execute(_of_lease, {"key": lease})]
+
+    def drop_notices(self, ways: Collection[str]) -> None:
+        """Drop what waits for another channel than these: nothing carries it, and it takes the place of others."""
+        gone = (t.deliveries.c.state == WAITING, t.deliveries.c.channel.not_in(sorted(ways)))
+        with self.store.read() as (conn, _):
+            if conn.execute(select(t.deliveries.c.id).where(*gone).limit(1)).first() is None:
+                return
+        with self.store.write() as tx:
+            why = "This channel is no longer in use."
+            tx.run(update(t.deliveries).where(*gone).values(state=DROPPED, done_at=tx.now, error=why))
 
     def forget_notices(self, older_than: float) -> None:
         """Drop finished deliveries that are older than so many seconds."""

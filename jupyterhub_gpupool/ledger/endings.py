@@ -38,15 +38,20 @@ class Endings(Base):
     """The ledger's verbs for what comes before an end; each is one short transaction."""
 
     def saved(self, lease: str, documents: Sequence[str], failed: Sequence[str]) -> None:
-        """Add what a page has saved before the end.  Raises Rejected when that is long past, or to come."""
+        """Add what a page has saved before the end; of a document the last word counts.
+
+        Raises Rejected when the end is long past, or the session does not run yet.
+        """
         with self.store.write() as tx:
             row = row_of(tx, lease)
             late = row.closed_at is not None and tx.now - row.closed_at > SAVED_LATE
             if late or State(row.state) not in (State.ACTIVE, State.STOPPING, State.CLOSED):
                 raise Rejected("This session does not run.", reason="not-running", status=409)
             before = read(tx.conn, lease).saved
-            done = _union(before.get("documents", []), documents)
-            lost = [path for path in _union(before.get("failed", []), failed) if path not in done]
+            new = _union((), documents)
+            missed = [path for path in _union((), failed) if path not in new]
+            done = _union((path for path in before.get("documents", ()) if path not in missed), new)
+            lost = [path for path in _union(before.get("failed", ()), missed) if path not in done]
             _set_ending(tx, lease, saved={"at": tx.now, "documents": done, "failed": lost})
 
     def begin_script(self, lease: str) -> bool:

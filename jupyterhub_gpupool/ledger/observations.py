@@ -181,14 +181,35 @@ def _keep_idle(tx: Transaction, idle: Mapping[str, float]) -> None:
             tx.run(insert(t.idle_days), new)
 
 
-def restart_warnings(tx: Transaction) -> None:
-    """Give every warned lease its full time again: nobody counted down while the service was away."""
+UNWARNED = {
+    "deadline_seconds": None,
+    "warned_at": None,
+    "warned_for": "",
+    "delivered_at": None,
+    "delivered_by": "",
+    "counting": 0,
+    "undelivered_seconds": 0.0,
+}
+"""The columns of a lease without a warning."""
+
+
+def restart_warnings(tx: Transaction, mode: str) -> None:
+    """Give every warned lease its full time again: nobody counted down while the service was away.
+
+    Where the pool only now begins to stop sessions, warnings of before are taken back: whoever was told of one
+    read that nothing would be stopped.
+    """
+    begins = mode == "reclaim" and tx.run(select(t.pool.c.mode)).scalar_one() != mode
     for row in tx.run(
         select(t.leases).where(
             t.leases.c.deadline_seconds.is_not(None), t.leases.c.state == State.ACTIVE.value
         )
     ).all():
-        set_columns(tx, row.id, deadline_seconds=float(rows.terms(row.terms).warn))
+        if begins:
+            set_columns(tx, row.id, **UNWARNED)
+            note(tx, "service", "unwarn", "sessions are stopped from now on", lease=row.id, user=row.user)
+        else:
+            set_columns(tx, row.id, deadline_seconds=float(rows.terms(row.terms).warn))
 
 
 def extend(tx: Transaction, lease: str, actor: str) -> float:
@@ -227,13 +248,7 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
         lease,
         extended_seconds=row.extended_seconds + given,
         grace_seconds=row.grace_seconds + given,
-        deadline_seconds=None,
-        warned_at=None,
-        warned_for="",
-        delivered_at=None,
-        delivered_by="",
-        counting=0,
-        undelivered_seconds=0.0,
+        **UNWARNED,
         verdict=Decision.KEEP.value,
         verdict_reason=f"extended by {given:g} s",
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import bindparam, select
 
 from .. import fairness, placement
-from ..fairness.orders import HALF_LIFE, PATIENCE
+from ..fairness.orders import HALF_LIFE, PATIENCE, step_within
 from ..model import Device, Limit, State, Terms, Wish
 from . import drains, rows
 from . import schema as t
@@ -246,7 +246,7 @@ class Line:
 
     def _context(self, asked: Sequence[fairness.Queued]) -> fairness.Context:
         if self._policy.order != "fair" or not asked:
-            return fairness.Context(self._now)
+            return fairness.Context(self._now, step=step_within(self._policy.patience))
         hours, held = self._past.hours(self._run, self._now)
         size, limits = float(len(self._devices)), self._rules.limits
         priorities: dict[str, float] = {}

@@ -88,8 +88,9 @@ class GPUPool(LoggingConfigurable):
     queue_order = Unicode(
         "fifo",
         help="""Order of the queue: ``"fifo"`` (first come, first served), ``"priority"`` (the limits' ``priority``;
-        waiting 600 s is worth one level) or ``"fair"`` (who has had least for their priority; who has waited for half
-        of ``max_wait``, at most a day, is before all others). Requests within a guaranteed share come first in each.
+        waiting 600 s is worth one level, or less, so that the lowest comes before all later ones within half of
+        ``max_wait``) or ``"fair"`` (who has had least for their priority; who has waited for half of ``max_wait``,
+        at most a day, is before all others). Requests within a guaranteed share come first in each.
         Example: ``"fair"``.""",
     ).tag(config=True)
 

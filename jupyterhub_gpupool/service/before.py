@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .. import faults
 from ..errors import GPUPoolError
-from ..model import Lease
+from ..model import Lease, State
 from ..sessions.script import ScriptEnd
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Before:
         """Whether the stop of this lease waits for its owner's script."""
         return lease in self._running
 
-    def begin(self, lease: Lease, *, known: bool) -> None:
+    def begin(self, lease: Lease) -> None:
         """Run the owner's script, then end the session; returns at once."""
-        task = asyncio.create_task(self._run(lease, known))
+        task = asyncio.create_task(self._run(lease))
         self._running[lease.id] = task
         task.add_done_callback(lambda _: self._running.pop(lease.id, None))
 
@@ -54,14 +54,20 @@ class Before:
         await self.wait()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, lease: Lease, known: bool) -> None:
+    async def _run(self, lease: Lease) -> None:
         try:
             await self._script(lease)
         except GPUPoolError as problem:
             self._log.warning("lease=%s: its script is not told of: %s", lease.id, problem.message)
         except Exception:  # whatever a script does, the slice comes back
             self._log.exception("lease=%s: its script failed", lease.id)
-        await self._sweep.end(lease, known=known)
+        try:
+            now: Lease = await self._sweep.pool.ask("lease", lease.id)
+            # Its owner may have ended it meanwhile, and have a new session under the same name by now.
+            if now.state is State.STOPPING:
+                await self._sweep.tidy.stop(now)
+        except GPUPoolError as problem:
+            self._log.warning("lease=%s is ended by a later sweep: %s", lease.id, problem.message)
         faults.point("sweep.told")
 
     async def _script(self, lease: Lease) -> None:

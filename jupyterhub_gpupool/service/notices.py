@@ -84,6 +84,7 @@ class Post:
 
     async def _make(self) -> None:
         rules = self._rules()
+        await self._pool.ask("drop_notices", tuple(self.ways))
         await self._pool.ask("make_notices", partial(self._decide, rules), self._settings.most_waiting)
         await self._pool.ask("forget_notices", KEPT)
 

@@ -129,11 +129,13 @@ class Page(Base):
     async def tell(self, snapshot: Snapshot, only: str = "") -> Snapshot:
         """Count the warnings of the person's own sessions as delivered: this page shows them.
 
-        Not to a program with a token: nobody may ever look at what it fetches.
+        Not to a program with a token: nobody may ever look at what it fetches.  Nor where the browser wants it
+        for something else than a page of its own: as a picture or in a frame nobody sees it.
         """
         person = self.known()
         ahead = "prefetch" in self.request.headers.get("Sec-Purpose", "")  # the browser's own idea
-        if ahead or getattr(self, "_token_authenticated", False):
+        shown = self.request.headers.get("Sec-Fetch-Dest", "document") == "document"
+        if ahead or not shown or getattr(self, "_token_authenticated", False):
             return snapshot
         for lease in snapshot.leases:
             mine = person.is_called(lease.user) and only in ("", lease.id)

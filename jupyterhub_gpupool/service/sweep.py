@@ -94,7 +94,7 @@ class Sweep:
         self._idle: dict[str, float] = {}  # GPU-seconds seen idle in this sweep, by group
         self._leading = False
         self.before = Before(self)
-        self._tidy = Tidy(self)
+        self.tidy = Tidy(self)
         self.last_success: float | None = None
         self.last_problem = "no sweep yet"
 
@@ -115,7 +115,7 @@ class Sweep:
             # It hung for so long that it no longer led: an outage like any other.
             self._leading, self._looked_at = False, None
         if not self._leading:
-            await self.pool.ask("restart_warnings")
+            await self.pool.ask("restart_warnings", self.rules.mode)
             self._leading = True
         devices = await self.ask(self.inventory.devices)
         if devices is not None and await self.pool.ask("sync_inventory", devices):
@@ -125,13 +125,13 @@ class Sweep:
         listed = await self.ask(self.sessions.list)
         snapshot: Snapshot = await self.pool.ask("snapshot")
         if listed is not None:
-            await self._tidy.foreigners(snapshot)
-            await self._tidy.strangers(listed, snapshot)
+            await self.tidy.foreigners(snapshot)
+            await self.tidy.strangers(listed, snapshot)
             if not snapshot.settled and devices is not None:
                 await self.pool.ask("settle")
             snapshot = await self.pool.ask("snapshot")
         await self._judge(snapshot, listed)
-        await self._tidy.leases(await self.pool.ask("snapshot"), listed)
+        await self.tidy.leases(await self.pool.ask("snapshot"), listed)
         await self.pool.ask("expire_queue")
         await self.pool.ask("expect", {profile.slug: profile.wish for profile in self.pool.offer.values()})
         faults.point("sweep.tidied")
@@ -306,7 +306,7 @@ class Sweep:
         self.counters.reclaim(verdict.warned_for or "idle")
         faults.point("sweep.intent")
         if self.rules.before_reclaim_timeout > 0:
-            self.before.begin(stopping, known=server is not None)
+            self.before.begin(stopping)
             return
         await self.end(stopping, known=server is not None)
         faults.point("sweep.told")

@@ -72,7 +72,7 @@ def warned_shape(item: Lease, now: float | None, mode: str) -> Shape:
     return {
         "deadline_seconds": item.deadline_seconds if counts(item) else None,
         "warning": warning(item, now, mode),
-        "time_left_seconds": time_left(item, now),
+        "time_left_seconds": time_left(item, now, mode),
         "warned_at": iso(item.warned_at),
         "warned_for": item.warned_for or None,
         "rule_words": rule_in_words(item) or None,
@@ -84,9 +84,9 @@ def warned_shape(item: Lease, now: float | None, mode: str) -> Shape:
     }
 
 
-def time_left(item: Lease, now: float | None) -> float | None:
+def time_left(item: Lease, now: float | None, mode: str) -> float | None:
     """Seconds until the session ends for certain: by a warning or by age; None: no end is in sight."""
-    if item.state is not State.ACTIVE or now is None:
+    if item.state is not State.ACTIVE or now is None or mode != "reclaim":
         return None
     ends = [] if (left := seconds_left(item, now)) is None else [left]
     if item.terms.max_age and item.active_at is not None:

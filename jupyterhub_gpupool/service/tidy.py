@@ -169,8 +169,11 @@ class Tidy:
         return bool(published and lease.url) and urlsplit(lease.url).port not in published
 
     async def _go_on_stopping(self, lease: Lease) -> None:
-        if self._sweep.before.holds(lease.id):
-            return
+        if not self._sweep.before.holds(lease.id):
+            await self.stop(lease)
+
+    async def stop(self, lease: Lease) -> None:
+        """End the session of a STOPPING lease, unless the hub is at it.  Raises Unavailable."""
         server = await self._sweep.hub.server(lease.user, lease.server)
         if (
             server is not None

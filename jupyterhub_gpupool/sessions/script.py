@@ -100,6 +100,8 @@ def _follow(process: subprocess.Popen[bytes], timeout: float) -> ScriptEnd:
         ended = process.poll() is not None  # before reading: what it has written is there by now
         while chunk := _read(output):
             tail = (tail + chunk)[-TAIL:]
+            if time.monotonic() >= deadline:
+                break  # what writes on and on must not keep us from seeing that its time is up
         left = deadline - time.monotonic()
         if ended or left <= 0:
             break

@@ -141,7 +141,7 @@ def no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def an_outage_runs_the_warning_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observations, "restart_warnings", lambda tx: None)
+    monkeypatch.setattr(observations, "restart_warnings", lambda tx, mode: None)
     monkeypatch.setattr(idleness, "tick", lambda elapsed, interval: 1000.0)
 
 

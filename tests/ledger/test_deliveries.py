@@ -219,6 +219,36 @@ def test_the_queue_of_notices_is_bounded(make: Make) -> None:
     }
 
 
+def test_what_waits_for_a_channel_that_is_gone_takes_nobodys_place(make: Make) -> None:
+    ledger = make()
+    first, second = (run(ledger, user, terms=TERMS) for user in ("ada", "bob"))
+    look(ledger, first)
+    assert ledger.make_notices(tell, 1) == 1
+    ledger.drop_notices(["mail"])
+    assert ledger.deliveries_of(first.id)[0].state == "waiting"
+    ledger.drop_notices(["webhook"])
+    assert ledger.deliveries_of(first.id)[0].state == "dropped"
+    look(ledger, second)
+    assert ledger.make_notices(tell, 1) == 1
+
+
+def test_a_warning_that_stopped_nothing_was_no_warning_of_a_stop(ledger: Ledger, lease: Lease) -> None:
+    ledger.swept(1, "warn")
+    first = look(ledger, lease)
+    ledger.deliver(lease.id, first.warning, "mail", "service")
+    ledger.restart_warnings("warn")
+    assert look(ledger, lease, 0.0).delivered_by == "mail"
+    ledger.restart_warnings("reclaim")
+    taken_back = ledger.lease(lease.id)
+    assert taken_back is not None and taken_back.deadline_seconds is None
+    second = look(ledger, lease)
+    assert second.warning != first.warning and second.delivered_at is None
+    ledger.swept(1, "reclaim")
+    ledger.deliver(lease.id, second.warning, "page", "ada")
+    ledger.restart_warnings("reclaim")
+    assert look(ledger, lease).delivered_by == "page", "an outage takes nothing back"
+
+
 def test_finished_ones_are_forgotten_in_the_end(ledger: Ledger, lease: Lease, clock: Clock) -> None:
     ledger.deliver(lease.id, look(ledger, lease).warning, "page", "ada")
     clock.forward(100)
@@ -262,6 +292,9 @@ def test_what_was_saved_is_added_up_and_bounded(ledger: Ledger, lease: Lease, cl
     ending = ledger.ending_of(lease.id)
     assert (ending.saved["documents"], ending.saved["failed"]) == (["a", "b", "c"], ["d"])
     assert ledger.lease(lease.id) == before, "saying so puts no reclaim off"
+    ledger.saved(lease.id, [], ["a"])
+    ending = ledger.ending_of(lease.id)
+    assert (ending.saved["documents"], ending.saved["failed"]) == (["b", "c"], ["d", "a"]), "the last word"
     ledger.saved(lease.id, [f"{n}" for n in range(100)], [])
     ledger.saved(lease.id, [f"x{n}" for n in range(100)], [])
     assert len(ledger.ending_of(lease.id).saved["documents"]) == 100

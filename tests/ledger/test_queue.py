@@ -100,6 +100,19 @@ def test_fair_lets_nobody_wait_beyond_its_patience(make: Make, clock: Clock) -> 
     assert drain_queue(ledger, held) == ["ada", "ben"]
 
 
+def test_priority_lets_nobody_wait_beyond_the_patience(make: Make, clock: Clock) -> None:
+    limits = {"user:ada": Limit(priority=1), "user:eve": Limit(priority=100)}
+    ledger = make(Policy(order="priority", patience=2 * HOUR, limits=limits, beat_age=math.inf), (gpu(0),))
+    run(ledger, "ben", WHOLE)
+    wait(ledger, "ada")
+    clock.forward(2 * HOUR - 1)
+    wait(ledger, "eve")
+    assert [lease.user for lease in ledger.snapshot().queue] == ["eve", "ada"]
+    clock.forward(2)
+    ledger.enqueue("hub", request_of("eve", WHOLE, server="two"))
+    assert [lease.user for lease in ledger.snapshot().queue] == ["eve", "ada", "eve"]
+
+
 def test_the_past_is_the_same_read_at_once_or_bit_by_bit(make: Make, clock: Clock) -> None:
     policy = Policy(order="fair", half_life=HOUR, limits={"group:a": Limit(gpus=9)}, beat_age=math.inf)
     ledger = make(policy, (gpu(0), gpu(1)))

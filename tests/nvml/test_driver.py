@@ -212,7 +212,7 @@ def test_opening_the_driver_does_not_take_for_ever(machine: MakeMachine) -> None
         Silent, match="opened"
     ):  # being opened; or, where this process was held up, already given up
         helper.ask("inventory")
-    with pytest.raises(Silent, match="could not be opened within 0.3 s"):
+    with pytest.raises(Silent, match=r"could not be opened within 0\.3 s"):
         helper.ask("inventory")
     helper.close()
 

@@ -63,11 +63,22 @@ async def test_a_warning_waits_for_its_delivery_and_says_so(site: Web) -> None:
     assert {d["channel"] for d in shape["deliveries"]} == {"jupyterlab", "page"}
 
 
+async def test_no_time_runs_out_where_nothing_is_stopped(site: Web) -> None:
+    lease = warned(site)
+    site.ledger.deliver(lease.id, lease.warning, "page", "ada")
+    site.ledger.swept(0.1, "warn")
+    _, shape = await site.json("GET", f"api/leases/{lease.id}", "ada")
+    assert (shape["warning"]["stops"], shape["time_left_seconds"]) == (False, None)
+
+
 async def test_the_page_delivers_its_own_readers_warnings_and_no_others(site: Web) -> None:
     mine, other = warned(site), warned(site, "bob")
     page = (await site.browser("root"))[2]
     assert "the countdown starts when its owner is told" in page
     assert site.ledger.lease(mine.id) == mine and site.ledger.lease(other.id) == other
+    for dest in ("iframe", "image", "empty"):
+        aside = await site.ask("GET", "", Cookie=site.cookie("ada"), Sec_Fetch_Dest=dest)
+        assert aside.code == 200 and site.ledger.lease(mine.id) == mine, f"nobody sees it as {dest}"
     ahead = await site.ask("GET", "", Cookie=site.cookie("ada"), Sec_Purpose="prefetch")
     assert ahead.code == 200 and site.ledger.lease(mine.id) == mine, "the browser's own idea"
     page = (await site.browser("ada"))[2].partition("<template")[0]
