@@ -33,6 +33,8 @@ export interface IPage {
   tell(title: string, lines: string[]): void;
   /** Save all documents with changes. */
   save(): Promise<ISaved>;
+  /** Whether the server behind this page is known to be gone: then nobody need ask for it, or be asked about it. */
+  serverIsGone(gone: boolean): void;
   /** Ask for the same session again, and go where it is shown. */
   again(lease: ILease): Promise<void>;
 }
@@ -51,6 +53,7 @@ const SLACK = 2; // seconds by which two answers may disagree on the end
 interface IShown {
   warning: IWarning;
   name: string;
+  message: string;
   ends: number | null;
   left: number;
   /** Seconds that were left when documents were saved last. */
@@ -100,8 +103,10 @@ export class Desk {
     }
     const left = Math.max(0, (shown.ends - this._page.now()) / 1000);
     const passed = (at: number) => left <= at && shown.left > at;
-    if (this._page.visible()) {
-      this._page.update(shown.name, this._message(shown, left), this._actions(shown), passed(REMIND_AT));
+    const message = this._message(shown, left);
+    if (this._page.visible() && (message !== shown.message || passed(REMIND_AT))) {
+      shown.message = message;
+      this._page.update(shown.name, message, this._actions(shown), passed(REMIND_AT));
     }
     if (shown.warning.stops && TELL_AT.some(passed)) {
       this._page.say(this._trans.__('This session will be stopped in %1.', words.duration(left, this._trans)));
@@ -184,9 +189,9 @@ export class Desk {
   private _warn(lease: ILease, warning: IWarning, at: number): void {
     const ends = endOf(warning, at);
     const left = ends === null ? Infinity : (ends - this._page.now()) / 1000;
-    const shown: IShown = { warning, name: '', ends, left, savedAt: Infinity };
-    const message = this._message(shown, ends === null ? null : Math.max(0, left));
-    shown.name = this._page.notify('warning', message, this._actions(shown));
+    const shown: IShown = { warning, name: '', message: '', ends, left, savedAt: Infinity };
+    shown.message = this._message(shown, ends === null ? null : Math.max(0, left));
+    shown.name = this._page.notify('warning', shown.message, this._actions(shown));
     this._shown = shown;
     if (warning.delivered_at === null) {
       void this._tellSeen(lease.id, shown);
@@ -306,12 +311,14 @@ export class Desk {
         run: () => void this._page.again(lease)
       });
     }
+    this._page.serverIsGone(true);
     this._note = this._page.notify('warning', words.endedMessage(lease, this._trans), actions);
   }
 
   private _forgetEnd(): void {
     if (this._note !== null) {
       this._page.dismiss(this._note);
+      this._page.serverIsGone(false);
       this._note = null;
     }
   }

@@ -1,5 +1,6 @@
 // The plugin: finds out whether this page is a session of a GPU pool, and only then does anything.
 
+import { JupyterLab } from '@jupyterlab/application';
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette } from '@jupyterlab/apputils';
 import { PageConfig } from '@jupyterlab/coreutils';
@@ -87,12 +88,12 @@ function follow(
   app: JupyterFrontEnd,
   who: { user: string; server: string; prefix: string },
   statusBar: IStatusBar | null,
-  documents: IDocumentManager | null,
   palette: ICommandPalette | null,
+  page: Page,
   trans: ITrans
 ): void {
   const service = new Service(who.prefix, who.user, (url, init) => fetch(url, init));
-  const desk = new Desk(service, new Page(app, documents, trans), trans, lease => watch.put(lease));
+  const desk = new Desk(service, page, trans, lease => watch.put(lease));
   let look: ILook = { lease: null, ended: null, away: false, at: 0 };
   let shown: Meter | null = null;
   let ticking: number | undefined;
@@ -138,18 +139,21 @@ const plugin: JupyterFrontEndPlugin<void> = {
   id: `${NAME}:plugin`,
   description: 'Shows the GPU of a session, warns before it is taken back, and says why it was.',
   autoStart: true,
-  optional: [IStatusBar, IDocumentManager, ICommandPalette, ITranslator],
+  optional: [IStatusBar, IDocumentManager, ICommandPalette, JupyterLab.IInfo, ITranslator],
   activate: (
     app: JupyterFrontEnd,
     statusBar: IStatusBar | null,
     documents: IDocumentManager | null,
     palette: ICommandPalette | null,
+    info: JupyterLab.IInfo | null,
     translator: ITranslator | null
   ): void => {
     const who = whose();
     if (who !== null) {
-      const trans = (translator ?? nullTranslator).load('jupyterhub_gpupool');
-      void app.restored.then(() => follow(app, who, statusBar, documents, palette, trans));
+      const words = translator ?? nullTranslator;
+      const trans = words.load('jupyterhub_gpupool');
+      const page = new Page(app, documents, info, words, trans);
+      void app.restored.then(() => follow(app, who, statusBar, palette, page, trans));
     }
   }
 };

@@ -1,9 +1,10 @@
 // What the desk needs of the page, done with JupyterLab's means.
 
-import type { JupyterFrontEnd } from '@jupyterlab/application';
+import type { JupyterFrontEnd, JupyterLab } from '@jupyterlab/application';
 import { Dialog, Notification, showDialog } from '@jupyterlab/apputils';
 import type { IDocumentManager } from '@jupyterlab/docmanager';
 import type { IDocumentWidget } from '@jupyterlab/docregistry';
+import type { ITranslator } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 
 import { isPath, queueAgain } from './again';
@@ -21,8 +22,12 @@ export class Page implements IPage {
   constructor(
     private readonly _app: JupyterFrontEnd,
     private readonly _documents: IDocumentManager | null,
+    private readonly _info: JupyterLab.IInfo | null,
+    translator: ITranslator,
     private readonly _trans: ITrans
   ) {
+    const theirs = translator.load('jupyterlab');
+    this._unreachable = [theirs.__('Server unavailable or unreachable'), theirs.__('Server Connection Error')];
     this._announcer.className = 'jp-GPUPool-Announcer';
     this._announcer.setAttribute('role', 'status');
     this._announcer.setAttribute('aria-live', 'polite');
@@ -81,6 +86,17 @@ export class Page implements IPage {
     return saveAll(this._open());
   }
 
+  serverIsGone(gone: boolean): void {
+    if (this._info) {
+      this._info.isConnected = !gone; // JupyterLab then asks the server for nothing
+    }
+    Dialog.tracker.widgetAdded.disconnect(this._close, this);
+    if (gone) {
+      Dialog.tracker.forEach(dialog => this._close(null, dialog));
+      Dialog.tracker.widgetAdded.connect(this._close, this);
+    }
+  }
+
   async again(lease: ILease): Promise<void> {
     if (lease.again && isPath(lease.again)) {
       const there = await queueAgain(lease.again, lease.profile, (url, init) => fetch(url, init), readForm);
@@ -99,6 +115,22 @@ export class Page implements IPage {
     }
   }
 
+  // JupyterLab's own question whether the server should be restarted covers the note that says why it is gone, and the
+  // button that asks for the same slice again.
+  private _close(_: unknown, dialog: Dialog<unknown>): void {
+    window.setTimeout(() => {
+      const title = dialog.node.querySelector('.jp-Dialog-header')?.textContent?.trim() ?? '';
+      if (this._unreachable.includes(title)) {
+        dialog.reject();
+        if (this._info) {
+          // Said again, because the question's end says otherwise.
+          window.setTimeout(() => (this._info!.isConnected = false), 0);
+        }
+      }
+    }, 0);
+  }
+
+  private readonly _unreachable: string[];
   private readonly _announcer = document.createElement('div');
 }
 

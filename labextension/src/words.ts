@@ -25,9 +25,9 @@ export function duration(seconds: number, trans: ITrans): string {
   return minutes % 60 ? trans.__('%1 h %2 min', hours, minutes % 60) : trans.__('%1 h', hours);
 }
 
-/** Without seconds where they would only be restless. */
-export function roughly(seconds: number, trans: ITrans): string {
-  return duration(seconds < 120 ? seconds : Math.floor(seconds / 60) * 60, trans);
+/** What is left: in the last two minutes to the second, before that without the seconds' unrest. */
+export function remaining(seconds: number, trans: ITrans): string {
+  return duration(seconds <= 120 ? Math.ceil(seconds) : Math.floor(seconds / 60) * 60, trans);
 }
 
 export function percent(value: number | null, trans: ITrans): string {
@@ -74,7 +74,7 @@ export function meter(lease: ILease | null, left: number | null, away: boolean, 
   const warned = lease.warning !== null;
   const stops = lease.warning !== null && lease.warning.stops;
   if (left !== null) {
-    const time = stops ? duration(Math.ceil(left), trans) : roughly(left, trans);
+    const time = remaining(left, trans);
     parts.short.push(stops ? trans.__('stops in %1', time) : trans.__('%1 left', time));
     const ends = stops ? trans.__('The session will be stopped in %1.', time) : trans.__('Time left: %1.', time);
     parts.long.push(ends);
@@ -137,7 +137,7 @@ export function warningMessage(warning: IWarning, left: number | null, trans: IT
     ? trans.__('The GPU pool warns about this session. Nothing is stopped.')
     : left === null
       ? trans.__('This session will stop.')
-      : trans.__('This session stops in %1.', duration(Math.ceil(left), trans));
+      : trans.__('This session stops in %1.', remaining(left, trans));
   const last = warning.stops ? trans.__('Files stay, memory is lost.') : '';
   const why = cut(sentence(warning.reason), LONGEST_MESSAGE - first.length - last.length - 2);
   return [first, why, last].filter(Boolean).join('\n');

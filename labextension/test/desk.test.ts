@@ -54,8 +54,11 @@ test('a warning is shown, told to the service, and only then counts down', async
   assert.deepEqual(seen?.body, { warning: 'w1', by: 'jupyterlab' });
   assert.equal(scene.answered.length, 1);
   assert.equal(scene.first, 'This session stops in 5 min.');
-  await scene.seconds(28);
-  assert.equal(scene.first, 'This session stops in 4 min 32 s.');
+  await scene.seconds(61);
+  assert.equal(scene.first, 'This session stops in 3 min.');
+  assert.equal(scene.page.updates, 3);
+  await scene.seconds(130);
+  assert.equal(scene.first, 'This session stops in 1 min 49 s.');
   assert.equal(scene.page.lasting.length, 1);
 });
 
@@ -97,12 +100,12 @@ test('what could not be told is told with the next look', async () => {
 
 test('small differences between two answers do not make the countdown jump', async () => {
   const scene = new Scene();
-  await scene.warn(300);
+  await scene.warn(100);
   await scene.seconds(5);
-  scene.look(lease({ warning: warning({ delivered_at: 'now', deadline_seconds: 296 }) }));
-  assert.equal(scene.first, 'This session stops in 4 min 55 s.');
-  scene.look(lease({ warning: warning({ delivered_at: 'now', deadline_seconds: 250 }) }));
-  assert.equal(scene.first, 'This session stops in 4 min 10 s.');
+  scene.look(lease({ warning: warning({ delivered_at: 'now', deadline_seconds: 96 }) }));
+  assert.equal(scene.first, 'This session stops in 1 min 35 s.');
+  scene.look(lease({ warning: warning({ delivered_at: 'now', deadline_seconds: 80 }) }));
+  assert.equal(scene.first, 'This session stops in 1 min 20 s.');
 });
 
 test('a warning that is over is taken away, and the next one is a new one', async () => {
@@ -259,7 +262,7 @@ test('after the end a note says why and what was saved, and queues again', async
     ]
   ]);
   scene.page.press('Queue again');
-  assert.equal(scene.page.went[0].profile, 'half');
+  assert.deepEqual([scene.page.went[0].profile, scene.page.gone], ['half', true]);
   scene.look(lease({ id: 'l2' }));
-  assert.deepEqual(scene.page.lasting, []);
+  assert.deepEqual([scene.page.lasting, scene.page.gone], [[], false]);
 });

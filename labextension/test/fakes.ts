@@ -181,6 +181,8 @@ export class FakePage implements IPage {
   told: string[][] = [];
   went: ILease[] = [];
   saves = 0;
+  updates = 0;
+  gone = false;
   yes = true;
   unsaved: ISaved = { documents: ['a.ipynb'], failed: [] };
   private _count = 0;
@@ -202,6 +204,7 @@ export class FakePage implements IPage {
   }
 
   update(name: string, message: string, actions: IAction[], again: boolean): void {
+    this.updates += 1;
     if (again) {
       this.put.delete(name);
     }
@@ -230,6 +233,10 @@ export class FakePage implements IPage {
   async save(): Promise<ISaved> {
     this.saves += 1;
     return this.unsaved;
+  }
+
+  serverIsGone(gone: boolean): void {
+    this.gone = gone;
   }
 
   async again(lease: ILease): Promise<void> {

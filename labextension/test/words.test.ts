@@ -7,7 +7,8 @@ import { lease, trans, warning } from './fakes';
 test('durations are written as on the pool’s own pages', () => {
   const found = [0, 59.4, 59.6, 60, 61, 3599, 3600, 7260].map(one => words.duration(one, trans));
   assert.deepEqual(found, ['0 s', '59 s', '1 min', '1 min', '1 min 1 s', '59 min 59 s', '1 h', '2 h 1 min']);
-  assert.deepEqual([words.roughly(119, trans), words.roughly(179, trans)], ['1 min 59 s', '2 min']);
+  const left = [0, 118.2, 120, 121, 179, 3_599].map(one => words.remaining(one, trans));
+  assert.deepEqual(left, ['0 s', '1 min 59 s', '2 min', '2 min', '2 min', '59 min']);
 });
 
 test('figures: what is not known is said to be unknown, and zero is zero', () => {
@@ -49,10 +50,10 @@ test('a session without a GPU says so', () => {
   assert.equal(words.meter(lease({ memory_mib: null }), null, false, trans).text, 'no GPU');
 });
 
-test('under a warning the meter counts the seconds', () => {
-  const warned = lease({ warning: warning({ deadline_seconds: 272 }) });
-  const found = words.meter(warned, 272, false, trans);
-  assert.deepEqual([found.text.split(' · ')[2], found.mood], ['stops in 4 min 32 s', 'warned']);
+test('under a warning the meter says when the session stops', () => {
+  const warned = lease({ warning: warning({ deadline_seconds: 92 }) });
+  const found = words.meter(warned, 92, false, trans);
+  assert.deepEqual([found.text.split(' · ')[2], found.mood], ['stops in 1 min 32 s', 'warned']);
   assert.match(words.meter(lease({ warning: warning() }), null, false, trans).text, /warned$/);
 });
 
@@ -67,8 +68,8 @@ test('states other than active are named', () => {
 });
 
 test('a warning says when, why, what is lost and what stays', () => {
-  assert.deepEqual(words.warningMessage(warning(), 272, trans).split('\n'), [
-    'This session stops in 4 min 32 s.',
+  assert.deepEqual(words.warningMessage(warning(), 92, trans).split('\n'), [
+    'This session stops in 1 min 32 s.',
     'No GPU activity for 24 min, the kernel is idle.',
     'Files stay, memory is lost.'
   ]);

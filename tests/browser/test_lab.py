@@ -169,7 +169,7 @@ def test_a_warning_is_shown_extended_and_in_the_end_comes_true(
     closed = demo.ledger().lease(first.id)
     assert closed is not None and closed.stopped_by == "service"
 
-    # One click asks for the same again, options and all; a refresh of the person's login is not needed.
+    # One click asks for the same again, options and all; JupyterLab's own question does not lie over it.
     queue_again.click()
     ada.lands()
     again = demo.wait_state("ada", "active")
