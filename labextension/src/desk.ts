@@ -25,6 +25,8 @@ export interface IPage {
   notify(kind: Kind, message: string, actions: IAction[], seconds?: number): string;
   /** Change a notification; one that the person has put away comes back only if `again`. */
   update(name: string, message: string, actions: IAction[], again: boolean): void;
+  /** Whether a notification stands on the page now. */
+  shows(name: string): boolean;
   dismiss(name: string): void;
   /** Tell a screen reader, when it has a moment. */
   say(text: string): void;
@@ -86,7 +88,7 @@ export class Desk {
       this._goOn(this._shown, warning, look.at);
     } else if (this._page.visible()) {
       this._forgetWarning();
-      this._warn(look.lease!, warning, look.at);
+      this._warn(warning, look.at);
     } else {
       this._saveUnseen(look.lease!, warning, look.at);
     }
@@ -98,6 +100,9 @@ export class Desk {
   /** Let the countdown go on; to be called about each second while there is one. */
   tick(): void {
     const shown = this._shown;
+    if (shown !== null) {
+      this._tellOnceShown(shown);
+    }
     if (shown === null || shown.ends === null || this._lease === null) {
       return;
     }
@@ -186,17 +191,23 @@ export class Desk {
 
   // --- a warning -----------------------------------------------------------------------------------------------------
 
-  private _warn(lease: ILease, warning: IWarning, at: number): void {
+  private _warn(warning: IWarning, at: number): void {
     const ends = endOf(warning, at);
     const left = ends === null ? Infinity : (ends - this._page.now()) / 1000;
     const shown: IShown = { warning, name: '', message: '', ends, left, savedAt: Infinity };
     shown.message = this._message(shown, ends === null ? null : Math.max(0, left));
     shown.name = this._page.notify('warning', shown.message, this._actions(shown));
     this._shown = shown;
-    if (warning.delivered_at === null) {
-      void this._tellSeen(lease.id, shown);
-    }
+    this._untold = warning.delivered_at === null;
+    this._tellOnceShown(shown);
     this._saveInTime(shown, left);
+  }
+
+  private _tellOnceShown(shown: IShown): void {
+    if (this._untold && this._lease && this._page.visible() && this._page.shows(shown.name)) {
+      this._untold = false;
+      void this._tellSeen(this._lease.id, shown);
+    }
   }
 
   private async _tellSeen(id: string, shown: IShown): Promise<void> {
@@ -205,16 +216,14 @@ export class Desk {
     } catch {
       // Whoever was not told is told again: by the next look, or by mail.
       if (this._shown === shown) {
-        this._untold = true;
+        this._failed = true;
       }
     }
   }
 
   private _goOn(shown: IShown, warning: IWarning, at: number): void {
-    if (warning.delivered_at === null && this._untold && this._page.visible() && this._lease) {
-      this._untold = false;
-      void this._tellSeen(this._lease.id, shown);
-    }
+    this._untold = warning.delivered_at === null && (this._untold || this._failed);
+    this._failed = false;
     const ends = endOf(warning, at);
     const same = ends !== null && shown.ends !== null && Math.abs(ends - shown.ends) <= SLACK * 1000;
     shown.warning = warning;
@@ -229,7 +238,7 @@ export class Desk {
     if (this._shown !== null) {
       this._page.dismiss(this._shown.name);
       this._shown = null;
-      this._untold = false;
+      this._untold = this._failed = false;
     }
   }
 
@@ -325,7 +334,10 @@ export class Desk {
 
   private _lease: ILease | null = null;
   private _shown: IShown | null = null;
+  /** Whether the service is to be told that the warning stands on the page. */
   private _untold = false;
+  /** Whether it could not be told, so that it is tried again with the next look. */
+  private _failed = false;
   private _savedUnseen = '';
   private _ended = '';
   private _note: string | null = null;

@@ -63,6 +63,11 @@ export class Page implements IPage {
     Notification.update({ id: name, message, actions: buttons(actions), autoClose: false });
   }
 
+  shows(name: string): boolean {
+    // JupyterLab keeps notifications to itself where the person has silenced them, and loads what shows them late.
+    return document.getElementById(name) !== null;
+  }
+
   dismiss(name: string): void {
     Notification.dismiss(name);
   }

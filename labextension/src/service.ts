@@ -20,7 +20,7 @@ export class ServiceError extends Error {
 
 export type Fetch = (url: string, init: RequestInit) => Promise<Response>;
 
-const PATIENCE = 20_000; // milliseconds after which a request counts as not answered
+const PATIENCE = 20_000; // milliseconds after which a request counts as not answered, also in the midst of its answer
 const MOST_PATHS = 100; // that the service takes at once
 const LONGEST_PATH = 1000;
 
@@ -83,7 +83,8 @@ export class Service {
       throw new ServiceError('absent');
     }
     if (answer.status === 401 || answer.status === 403) {
-      throw new ServiceError('forbidden');
+      // The service says so in JSON. Anything else is the login's: two of one browser that cross end like this, both.
+      throw new ServiceError(isJSON(answer) ? 'forbidden' : 'login');
     }
     if (!answer.ok) {
       throw new ServiceError('away');
@@ -91,7 +92,7 @@ export class Service {
     if (!isJSON(answer)) {
       throw new ServiceError('login');
     }
-    const session = await read<ISession>(answer);
+    const session = read<ISession>(answer);
     if (session.user !== this.user) {
       throw new ServiceError('forbidden');
     }
@@ -119,7 +120,7 @@ export class Service {
     if (answer.ok) {
       return read<T>(answer);
     }
-    const problem = await read<{ reason: string; message: string }>(answer);
+    const problem = read<{ reason: string; message: string }>(answer);
     if (answer.status === 403 && problem.reason === 'not-authenticated') {
       this._token = null;
       if (renewed) {
@@ -130,16 +131,18 @@ export class Service {
     throw new ServiceError('refused', problem.message, answer.status);
   }
 
-  private async _send(url: string, init: RequestInit): Promise<Response> {
+  private async _send(url: string, init: RequestInit): Promise<IAnswer> {
     const givenUp = new AbortController();
     const timer = setTimeout(() => givenUp.abort(), PATIENCE);
     try {
-      return await this._fetch(url, {
+      const answer = await this._fetch(url, {
         credentials: 'same-origin',
         cache: 'no-store',
         signal: givenUp.signal,
         ...init
       });
+      const type = answer.headers.get('content-type') ?? '';
+      return { status: answer.status, ok: answer.ok, type, text: await answer.text() };
     } catch {
       throw new ServiceError('away');
     } finally {
@@ -151,13 +154,21 @@ export class Service {
   private _opening: Promise<ISession> | null = null;
 }
 
-function isJSON(answer: Response): boolean {
-  return (answer.headers.get('content-type') ?? '').startsWith('application/json');
+/** An answer that has come as a whole. */
+interface IAnswer {
+  status: number;
+  ok: boolean;
+  type: string;
+  text: string;
 }
 
-async function read<T>(answer: Response): Promise<T> {
+function isJSON(answer: IAnswer): boolean {
+  return answer.type.startsWith('application/json');
+}
+
+function read<T>(answer: IAnswer): T {
   try {
-    return (await answer.json()) as T;
+    return JSON.parse(answer.text) as T;
   } catch {
     throw new ServiceError('away'); // cut off in the middle
   }

@@ -77,7 +77,7 @@ export class Watch {
       return;
     }
     this._failures = 0;
-    await this._guarded(() => this._take(news.leases, news.at));
+    await this._guarded(() => this._take(news.leases, news.at, 0));
   }
 
   /** Take over a lease that an action has answered with. */
@@ -94,7 +94,7 @@ export class Watch {
       const at = this._world.now();
       this._failures = 0;
       this._channel?.post({ leases, at });
-      await this._take(leases, at);
+      await this._take(leases, at, 1);
     });
   }
 
@@ -114,7 +114,8 @@ export class Watch {
     }
   }
 
-  private async _take(leases: ILease[], at: number): Promise<void> {
+  /** `looks`: how many looks of this page's own it was; what other tabs tell must not use them up. */
+  private async _take(leases: ILease[], at: number, looks: number): Promise<void> {
     const lease = leases.find(one => one.server === this._server) ?? null;
     if (lease !== null) {
       this._mine = lease.id;
@@ -123,7 +124,7 @@ export class Watch {
       return;
     }
     if (this._mine === null) {
-      this._misses += this._look.ended === null ? 1 : 0;
+      this._misses += this._look.ended === null ? looks : 0;
       this._show({ ...this._look, lease: null, away: false, at });
       return;
     }

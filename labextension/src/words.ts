@@ -73,7 +73,7 @@ export function meter(lease: ILease | null, left: number | null, away: boolean, 
   const parts = figures(lease, trans);
   const warned = lease.warning !== null;
   const stops = lease.warning !== null && lease.warning.stops;
-  if (left !== null) {
+  if (left !== null && (stops || !warned)) {
     const time = remaining(left, trans);
     parts.short.push(stops ? trans.__('stops in %1', time) : trans.__('%1 left', time));
     const ends = stops ? trans.__('The session will be stopped in %1.', time) : trans.__('Time left: %1.', time);

@@ -77,6 +77,34 @@ test('a warning that nobody can see is not told as seen', async () => {
   assert.ok(scene.hub.asked().includes('POST leases/l1/seen'));
 });
 
+test('a warning that is not shown, because notifications are silenced, is not told as seen', async () => {
+  const scene = new Scene();
+  scene.page.silent = true;
+  const warned = lease({ warning: warning() });
+  scene.hub.leases = [warned];
+  scene.look(warned);
+  await scene.seconds(3);
+  scene.look(warned);
+  await settle();
+  assert.deepEqual(scene.hub.asked(), []);
+  scene.page.silent = false;
+  await scene.seconds(1);
+  assert.deepEqual(scene.hub.asked(), ['GET session', 'POST leases/l1/seen']);
+});
+
+test('a service that does not take it is asked once with each look, not each second', async () => {
+  const scene = new Scene();
+  const warned = lease({ warning: warning() });
+  scene.hub.leases = [warned];
+  scene.hub.always = 'broken';
+  scene.look(warned);
+  await scene.seconds(3);
+  assert.equal(scene.hub.asked().length, 1);
+  scene.look(warned);
+  await scene.seconds(3);
+  assert.equal(scene.hub.asked().length, 1);
+});
+
 test('a warning that was delivered is not told again', async () => {
   const scene = new Scene();
   await scene.warn(300);

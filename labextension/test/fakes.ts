@@ -183,6 +183,7 @@ export class FakePage implements IPage {
   saves = 0;
   updates = 0;
   gone = false;
+  silent = false; // notifications are silenced
   yes = true;
   unsaved: ISaved = { documents: ['a.ipynb'], failed: [] };
   private _count = 0;
@@ -211,6 +212,10 @@ export class FakePage implements IPage {
     if (!this.put.has(name)) {
       this.notes.set(name, { ...this.notes.get(name)!, message, actions });
     }
+  }
+
+  shows(name: string): boolean {
+    return !this.silent && this.notes.has(name);
   }
 
   dismiss(name: string): void {

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { Service, ServiceError } from '../src/service';
-import { Hub, lease } from './fakes';
+import { Hub, lease, settle } from './fakes';
 
 const PREFIX = '/hub-base/services/gpupool/';
 
@@ -64,6 +64,7 @@ for (const [what, answer, expected] of [
   ['a hub without a pool', { status: 404, html: 'Not Found' }, 'absent'],
   ['the login page', { html: '<form>' }, 'login'],
   ['somebody without the right', { status: 403, body: { reason: 'forbidden' } }, 'forbidden'],
+  ['that of a login that crossed another one', { status: 403, html: 'Forbidden' }, 'login'],
   ['somebody else', { body: { user: 'grace', xsrf: 'x' } }, 'forbidden'],
   ['a proxy without the service', { status: 503, html: 'Service Unavailable' }, 'away'],
   ['no answer', 'broken', 'away']
@@ -75,6 +76,22 @@ for (const [what, answer, expected] of [
     assert.equal(hub.sent.length, 1);
   });
 }
+
+test('an answer that stops in its midst is given up', async t => {
+  const late: (() => void)[] = [];
+  t.mock.method(globalThis, 'setTimeout', (call: () => void) => late.push(call));
+  t.mock.method(globalThis, 'clearTimeout', (timer: number) => (late[timer - 1] = () => undefined));
+  const stuck = new Service('/x/', 'ada', async (_url, init) => {
+    const body = new ReadableStream({
+      start: stream => init.signal!.addEventListener('abort', () => stream.error(new Error('aborted')))
+    });
+    return new Response(body, { headers: { 'content-type': 'application/json' } });
+  });
+  const asked = trouble(stuck.leases());
+  await settle();
+  late.forEach(call => call());
+  assert.equal((await asked).trouble, 'away');
+});
 
 test('what the service refuses comes with its sentence', async () => {
   const { hub, service } = made();

@@ -111,6 +111,18 @@ for (const [what, answer] of [
   });
 }
 
+test('what other tabs tell does not use up the looks of a page without a lease', async () => {
+  const scene = new Scene('two');
+  scene.hub.leases = [lease()];
+  await scene.start();
+  for (let news = 1; news < 9; news += 1) {
+    await scene.watch.hear({ leases: [lease()], at: scene.world.time + news });
+  }
+  assert.ok(!scene.watch.givenUp);
+  await scene.watch.hear({ leases: [lease({ id: 'b', server: 'two' })], at: scene.world.time + 9 });
+  assert.equal(scene.last.lease?.id, 'b');
+});
+
 test('where somebody has no right, one look is all', async () => {
   const scene = new Scene();
   scene.hub.user = 'grace';

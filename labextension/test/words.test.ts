@@ -55,6 +55,8 @@ test('under a warning the meter says when the session stops', () => {
   const found = words.meter(warned, 92, false, trans);
   assert.deepEqual([found.text.split(' · ')[2], found.mood], ['stops in 1 min 32 s', 'warned']);
   assert.match(words.meter(lease({ warning: warning() }), null, false, trans).text, /warned$/);
+  const only = lease({ warning: warning({ stops: false, deadline_seconds: 90 }) });
+  assert.match(words.meter(only, 90, false, trans).text, /warned$/, 'nothing runs out where nothing is stopped');
 });
 
 test('states other than active are named', () => {
