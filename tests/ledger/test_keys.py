@@ -55,7 +55,8 @@ def raw(ledger: Ledger, *statements: str) -> None:
         "INSERT INTO checks VALUES ('i', 'GPU-0', '', 1, 0, ''), ('i', 'GPU-0', '', 0, 1, '')",
         "INSERT INTO logs VALUES ('nobody''s', '', 0)",
         "INSERT INTO logs VALUES ('{active}', 'a', 0), ('{active}', 'b', 0)",
-        "INSERT INTO pool SELECT 2, version, schema_version, inventory, epoch, 0, '', 0, 0, 0, '', 0, '', 0 FROM pool",
+        "INSERT INTO pool SELECT 2, version, schema_version, inventory, epoch, 0, '', 0, 0, 0, '', 0, '', 0"
+        " FROM pool",
     ],
 )
 def test_raw_sql_is_refused(ledger: Ledger, statement: str) -> None:
