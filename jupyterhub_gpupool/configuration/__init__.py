@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from traitlets import Dict, List, TraitError
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import LazyConfigValue
 
-from .. import profiles
+from .. import fairness, profiles
 from ..devices.nvidia.inventory import NvidiaDevices
 from ..devices.prometheus import PrometheusTelemetry
 from ..devices.simulated import SimulatedDevices
@@ -100,8 +101,18 @@ def apply(c: Config, backend: str) -> None:
     _hub(c, spawner)
     _service(c, state)
     hub.write(c, spawner, state)
-    for sentence in profiles.warnings(pool.offer):
+    for sentence in (*profiles.warnings(pool.offer), *_slips(c, pool)):
         _say(sentence)
+
+
+def _slips(c: Config, pool: GPUPool) -> list[str]:
+    """What is probably a slip in the limits.  Groups are known only where the hub's configuration names them."""
+    named = c.JupyterHub.get("load_groups")
+    groups = set(named) if isinstance(named, dict) and named else None
+    found = fairness.warnings(
+        pool.caps, groups, [profile.slug for profile in pool.offer.values()], time.time()
+    )
+    return [f"GPUPool.limits: {sentence}" for sentence in found]
 
 
 def devices_of(c: Config) -> str:

@@ -250,6 +250,19 @@ def test_generated_configuration_names_what_is_not_installed(
     assert "c.GPUPoolLocalSpawner.homes" in said
 
 
+def test_what_is_probably_a_slip_in_the_limits_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"group:visoin": {"gpus": 1}, "group:vision": {"gpus": 1}, "user:*": {"profiles": ["haalf"]}}
+    c = made(tmp_path, {"GPUPool": {"limits": limits}})
+    c.JupyterHub.load_groups = {"vision": {"users": []}}
+    configure(c, backend="local")
+    said = capsys.readouterr().err
+    assert "GPUPool.limits: group:visoin: there is no group visoin yet." in said
+    assert "GPUPool.limits: user:*: there is no profile haalf." in said
+    assert "group:vision:" not in said
+
+
 def test_without_mistakes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     c = made(tmp_path, profile(gpu={"count": 1}, spawner_override={"environment": {"A": "b"}}))
     configure(c, backend="local")
