@@ -171,7 +171,7 @@ def test_the_check_answers_whatever_becomes_of_tensorflow(run: Run, tmp_path: Pa
     (tmp_path / "keras.py").write_text("")
     found = answer(run(env={**CARD, "GPUPOOL_SLICE": "cpu"}, command=("-m", "gpupool_tensorflow", "check")))
     assert not found["passed"] and any(DEATHS[code] in problem for problem in found["problems"]), found
-    assert found["tensorflow"] is None and found["xla_compiles"] is False and found["seconds"] > 0
+    assert found["tensorflow"] is None and found["xla_compiles"] is False and found["seconds"] >= 0
 
 
 def test_a_driver_that_hangs_is_given_up_and_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def unknown_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idleness, "count_down", lambda *args: None if args[0] is None else 0.0)
+    monkeypatch.setattr(idleness, "count_down", lambda left, *args, **kwargs: None if left is None else 0.0)
 
 
 def an_outage_runs_the_warning_out(monkeypatch: pytest.MonkeyPatch) -> None:
