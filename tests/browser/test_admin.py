@@ -67,6 +67,7 @@ def line_of(page: Page, scope: str, label: str) -> list[str]:
 
 
 def fits(page: Page) -> None:
+    page.wait_for_load_state()
     check_names_and_headings(page)
     assert overflow(page) <= 0
 

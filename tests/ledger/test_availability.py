@@ -48,7 +48,7 @@ def test_what_is_free_now_has_no_wait(make: Make, clock: Clock) -> None:
     ledger.expect(offers)
     assert (look(ledger)["profile"].place_wait, words(ledger)) == (
         (HOUR, HOUR),
-        "none free, about 1 h to wait",
+        "none free, wait about 60 min",
     )
     end(ledger, held)  # what the last sweep found is out of date
     assert (look(ledger)["profile"].place_wait, words(ledger)) == (None, "1 free")

@@ -25,7 +25,7 @@ def forgotten(folder: Path, then: Callable[[World, str], Awaitable[None]]) -> Le
         return name in crash and not crash.clear()
 
     async def run() -> Lease:
-        world = World(folder, crash_at)
+        world = World(f"sqlite:///{folder / 'world.sqlite'}", crash_at)
         faults.install(world.point)
         try:
             await world.pass_time()
