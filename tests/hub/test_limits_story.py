@@ -80,14 +80,14 @@ def a_share_is_lent_and_claimed_back(pool: HubUnderTest) -> None:
         "a warning",
     )
     assert victim.user == "linus"
-    assert "wanted by ada for the share of vision" in victim.verdict_reason
+    assert "wanted by request" in victim.verdict_reason and "for the share of vision" in victim.verdict_reason
     mine = pool.pool("GET", "api/leases", pool.token_of("linus")).json()["leases"]
     assert [x["group"] for x in mine] == ["students", "students"]
     (told,) = [x for x in mine if x["id"] == victim.id]
     assert (told["warned_for"], told["extend_seconds"]) == ("share", 0)
     extend = pool.pool("POST", f"api/leases/{victim.id}/extend", pool.token_of("linus"))
     assert extend.status_code == 409
-    assert "cannot be put off: 1 GPU wanted by ada" in extend.json()["message"]
+    assert "cannot be put off: 1 GPU wanted by request" in extend.json()["message"]
     pool.wait_ready("ada")
     ada = pool.wait_state("ada", "active")
     assert (ada.group, ada.slices[0].device) == ("vision", victim.slices[0].device)

@@ -267,7 +267,13 @@ def test_every_promise_holds_on_a_random_day(
 ) -> None:
     place = tmp_path / f"day{next(numbers)}"
     place.mkdir()
-    bench = Bench(place, GPUS, limits=_sound(limits), queue_order=order, budget_end=ends)
+    bench = Bench(
+        f"sqlite:///{place / 'ledger.sqlite'}",
+        GPUS,
+        limits=_sound(limits),
+        queue_order=order,
+        budget_end=ends,
+    )
     day = Day(bench)
     try:
         if full:
