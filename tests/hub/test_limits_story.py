@@ -126,11 +126,11 @@ def an_edit_reaches_who_waits(pool: HubUnderTest, admin: Admin) -> None:
 
 
 def a_budget_that_is_used_up_says_when(pool: HubUnderTest, admin: Admin) -> None:
-    admin("PUT", "limits/user:ada", keys={"gpu_hours": 0.001, "window": 3600})
+    admin("PUT", "limits/user:ada", keys={"gpu_hours": 0.0002, "window": 3600})
     refused = pool.spawn("ada")
     assert refused.status_code == 429
     said = refused.json()["message"]
-    assert said.startswith("User ada has used all of its 0.001 GPU-hours in 60 min; a start works again in ")
+    assert said.startswith("User ada has used all of its 0.0002 GPU-hours in 60 min; a start works again in ")
     assert "UTC) at the earliest." in said
     offer = pool.pool("GET", "api/availability", pool.token_of("ada")).json()["profiles"]
     whole = next(x for x in offer if x["slug"] == "whole")
@@ -149,7 +149,7 @@ def a_drain_ends_sessions_and_an_undrain_serves_the_queue(pool: HubUnderTest, ad
     until(lambda: (pool.ledger().lease(lease.id) or lease).warned_for == "drain", "the warning")
     pool.wait_gone("linus")
     (stopped,), (warned,) = events(pool, lease, "stop"), events(pool, lease, "warn")
-    assert f"{device} is taken out of service by {ADMIN}: new fan" in warned.reason
+    assert f"{device} is taken out of service: new fan" in warned.reason, "the owner need not know who drains it"
     assert stopped.at - warned.at >= WARN
     pool.delete("linus", "two")
     pool.wait_gone("linus", "two")
