@@ -87,6 +87,13 @@ class HubUnderTest:
         if wait:
             self.wait_up()
 
+    def started(self) -> bool:
+        """Whether the hub's start is over: its own handlers are the only ones for SIGUSR1, and come last of all."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+        return bool(caught >> (signal.SIGUSR1 - 1) & 1)
+
     def wait_up(self) -> None:
         until(lambda: self.alive() or pytest.fail(f"the hub has ended:\n{self.tail()}"), "the process")
         until(self.answers, "the hub to answer", 60)

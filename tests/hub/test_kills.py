@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -379,14 +377,6 @@ def test_a_lost_ledger_kills_nobody(make_hub: MakeHub) -> None:
     until(lambda: agree(hub), "ledger and machine to agree")
 
 
-def handles_signals(hub: HubUnderTest) -> bool:
-    """Whether the hub's own handlers are there: it is the only one to catch SIGUSR1, last of all in its start."""
-    assert hub.process is not None
-    status = Path(f"/proc/{hub.process.pid}/status").read_text()
-    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
-    return bool(caught >> (signal.SIGUSR1 - 1) & 1)
-
-
 def test_ctrl_c_leaves_no_process_also_after_a_kill_of_the_hub(make_hub: MakeHub) -> None:
     hub = make_hub(cleanup=True)
     hub.start()
@@ -398,7 +388,7 @@ def test_ctrl_c_leaves_no_process_also_after_a_kill_of_the_hub(make_hub: MakeHub
     hub.start()
     still(hub, lease)
     # Earlier a Ctrl-C ends all processes too, but the leases are left to the sweep of the next start.
-    until(lambda: handles_signals(hub), "the hub to handle signals itself")
+    until(hub.started, "the hub to handle signals itself")
     hub.stop()
     left: list[Any] = [*hub.processes(""), *hub.sessions()]
     assert left == []

@@ -149,7 +149,9 @@ def a_drain_ends_sessions_and_an_undrain_serves_the_queue(pool: HubUnderTest, ad
     until(lambda: (pool.ledger().lease(lease.id) or lease).warned_for == "drain", "the warning")
     pool.wait_gone("linus")
     (stopped,), (warned,) = events(pool, lease, "stop"), events(pool, lease, "warn")
-    assert f"{device} is taken out of service: new fan" in warned.reason, "the owner need not know who drains it"
+    assert f"{device} is taken out of service: new fan" in warned.reason, (
+        "the owner need not know who drains it"
+    )
     assert stopped.at - warned.at >= WARN
     pool.delete("linus", "two")
     pool.wait_gone("linus", "two")
