@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,17 @@ class Databases:
             postgres.shared().drop(database)
 
 
+@contextmanager
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where the machine has one: what is killed here is processes, and no disk need sync."""
+    place = Path("/dev/shm")
+    if not os.access(place, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="gpupool-test-", dir=place) as folder:
+        yield Path(folder)
+
+
 ENGINES = [pytest.param("sqlite"), pytest.param("postgresql", marks=pytest.mark.postgresql)]
 
 
@@ -120,9 +134,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def databases(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databases]:
-    made = Databases(request.param, tmp_path)
-    yield made
-    made.close()
+    with memory(tmp_path) as folder:
+        made = Databases(request.param, folder)
+        yield made
+        made.close()
 
 
 Make = Callable[..., Ledger]
