@@ -217,7 +217,7 @@ def decisions(waiting: int) -> None:
     began = time.thread_time()
     fairness.expected_waits([Wanted(serves, "p", int(item.gpus)) for item in queue], running, places, past)
     waits = time.thread_time() - began
-    head = ("order", "order: median", "95th", "decision: median", "95th", "goal < 50")
+    head = ("order", "order: median", "longest", "decision: median", "longest", "goal < 50")
     table(
         f"a decision with {waiting} in the queue, CPU ms (limits and budgets of all, order, placement on 64 GPUs)",
         head,
