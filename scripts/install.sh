@@ -84,4 +84,7 @@ for extra in "$@"; do
         fail "$title could not be installed: pip's reason is above. Without a network it cannot work; what is there is kept."
     echo "$source" >"$stamp"
 done
+# An editable install leaves out data files, so JupyterLab is shown the built extension where it lies.
+mkdir -p .venv/share/jupyter/labextensions
+ln -sfn "$(pwd)/jupyterhub_gpupool/labextension" .venv/share/jupyter/labextensions/jupyterhub-gpupool
 if [ -n "$last" ]; then say "$last"; fi
