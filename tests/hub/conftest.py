@@ -90,6 +90,8 @@ class HubUnderTest:
     def started(self) -> bool:
         """Whether the hub's start is over: its own handlers are the only ones for SIGUSR1, and come last of all."""
         assert self.process is not None
+        if not self.alive():
+            pytest.fail(f"the hub has ended:\n{self.tail()}")
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
         return bool(caught >> (signal.SIGUSR1 - 1) & 1)
@@ -98,6 +100,8 @@ class HubUnderTest:
         until(lambda: self.alive() or pytest.fail(f"the hub has ended:\n{self.tail()}"), "the process")
         until(self.answers, "the hub to answer", 60)
         until(self.service_answers, "the service to answer", 60)
+        # A route that comes and goes while the hub still starts can end it: it waits for all that it has seen.
+        until(self.started, "the hub's start to be over", 90)
 
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
