@@ -101,7 +101,7 @@ def configure_hub(c: Any, demo: Demo) -> None:
     c.JupyterHub.load_groups = {group: {"users": list(users)} for group, users in GROUPS.items()}
 
     # A proxy that streams: places in the queue and steps of a launch are server-sent events.
-    c.JupyterHub.proxy_class = "traefik_file"
+    c.JupyterHub.proxy_class = "jupyterhub_gpupool.proxies.GPUPoolTraefikProxy"
     c.TraefikFileProviderProxy.static_config_file = str(demo.proxy_file)
     c.TraefikFileProviderProxy.dynamic_config_file = str(state / "traefik-routes.toml")
     c.TraefikFileProviderProxy.traefik_api_url = f"http://{LOOPBACK}:{demo.ports['proxy_api']}"
