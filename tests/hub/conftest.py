@@ -28,7 +28,7 @@ CONFIG = Path(__file__).parent / "jupyterhub_config.py"
 T = TypeVar("T")
 
 
-def until(probe: Callable[[], T], what: str, seconds: float = 40) -> T:
+def until(probe: Callable[[], T], what: str, seconds: float = 90) -> T:
     """Wait for a probe to give something true, and return it."""
     deadline = time.monotonic() + seconds
     while True:
@@ -126,7 +126,7 @@ class HubUnderTest:
         self.process.kill()
         self.process.wait(20)
 
-    def wait_dead(self, seconds: float = 40) -> int:
+    def wait_dead(self, seconds: float = 90) -> int:
         assert self.process is not None
         return self.process.wait(seconds)
 

@@ -28,7 +28,11 @@ ALLOWED = "allowed are whole, half, mig, cpu"
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubUnderTest]:
     """One hub for all tests of this file; each leaves it as it was."""
-    sections = {"Spawner": {"consecutive_failure_limit": 3}}
+    sections = {
+        "Spawner": {"consecutive_failure_limit": 3},
+        # A refusal is the answer itself, also on a machine that is busy with something else.
+        "JupyterHub": {"tornado_settings": {"slow_spawn_timeout": 20}},
+    }
     made = HubUnderTest(tmp_path_factory.mktemp("refusals") / "state", sections=sections)
     try:
         made.start()
