@@ -34,7 +34,7 @@ ROUNDS = 4
 HUB_EVERY = 60.0
 """Seconds for which what the hub said of a server is taken as it is."""
 SILENCE = 30.0
-"""Seconds for which a session that could not be asked is left alone, and stays unknown."""
+"""Seconds for which a session that took all its time is left alone, and stays unknown."""
 MOST_BYTES = 256 * 1024
 """Of one answer."""
 
@@ -139,15 +139,19 @@ class Prober:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self, lease: Lease, client: SimpleAsyncHTTPClient, places: asyncio.Semaphore) -> Work:
+        """Ask one session, when there is a place."""
         known = self._known.setdefault(lease.session, _Known())
         if self._clock() < known.silent_until:
             return signals.silent(known.why)
         async with places:
             try:
                 async with asyncio.timeout(self._timeout):
-                    return await self._ask(lease, known, client)
+                    found = await self._ask(lease, known, client)
+                    known.why = ""
+                    return found
             except TimeoutError:
                 why = f"no answer within {self._timeout:g} s"
+                known.silent_until = self._clock() + SILENCE
             except SilentError as problem:
                 why = str(problem)
             except GPUPoolError as problem:
@@ -156,8 +160,9 @@ class Prober:
             except Exception:  # a session may answer anything; whatever it is, what it does is unknown
                 why = "it cannot be asked"
                 self._log.exception("lease=%s cannot be asked", lease.id)
-        known.silent_until, known.why = self._clock() + SILENCE, why
-        self._log.info("lease=%s does not say what its kernels do: %s", lease.id, why)
+        if why != known.why:  # not again at each look
+            self._log.info("lease=%s does not say what its kernels do: %s", lease.id, why)
+        known.why = why
         return signals.silent(why)
 
     async def _ask(self, lease: Lease, known: _Known, client: SimpleAsyncHTTPClient) -> Work:
