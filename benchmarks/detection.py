@@ -163,7 +163,7 @@ def opened(path: Path) -> IO[str]:
 
 
 def of_cells(path: Path, most: int, dice: random.Random) -> Iterator[Life]:
-    """Sessions of a notebook trace; what a cell does to its GPU is made up, and rests now and then."""
+    """Sessions of a notebook trace; what a cell does to its GPU is made up, and rests now and then for a look."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     with opened(path) as file:
         for row in csv.DictReader(file):
@@ -176,7 +176,9 @@ def of_cells(path: Path, most: int, dice: random.Random) -> Iterator[Life]:
                 life.add(min(start - now, 3 * WINDOW), 0.0, False, False)
             while now < end:
                 now = max(now, start)
-                life.add(INTERVAL, dice.choice([0.0, 30.0, 60.0, 90.0]), True, start == now)
+                rested = bool(life.seen) and life.seen[-1] == 0.0
+                seen = dice.choice([30.0, 60.0, 90.0] if rested else [0.0, 30.0, 60.0, 90.0])
+                life.add(INTERVAL, seen, True, start == now)
                 now += INTERVAL
         life.add(3 * WINDOW, 0.0, False, False)
         yield life

@@ -261,17 +261,7 @@ class Sweep:
             wanted_why=wanted.why if wanted is not None else "",
             calls=calls,
         )
-        verdict = idleness.judge(facts)
-        deadline, warned_for = verdict.deadline_seconds, verdict.warned_for
-        if self.rules.mode == "observe":
-            verdict, deadline, warned_for = _only_seen(verdict), None, ""
-        elif self.rules.mode == "warn" and verdict.decision is Decision.RECLAIM:
-            verdict = replace(
-                verdict, decision=Decision.WARN, reason=f"{verdict.reason}; mode warn stops nothing"
-            )
-            deadline = 0.0
-        elif verdict.decision is Decision.RECLAIM:
-            deadline = 0.0
+        verdict, deadline, warned_for = _in_mode(idleness.judge(facts), self.rules.mode)
         return Observation(
             lease=lease.id,
             version=lease.version,
@@ -386,6 +376,18 @@ def _since_told(lease: Lease, elapsed: float, now: float) -> float:
     if lease.counting or lease.delivered_at is None:
         return elapsed
     return min(elapsed, max(0.0, now - lease.delivered_at))
+
+
+def _in_mode(verdict: Verdict, mode: str) -> tuple[Verdict, float | None, str]:
+    """What a verdict comes to: itself as it is kept, the deadline of the warning, and the rule behind that."""
+    if mode == "observe":
+        return _only_seen(verdict), None, ""
+    if verdict.decision is not Decision.RECLAIM:
+        return verdict, verdict.deadline_seconds, verdict.warned_for
+    if mode == "warn":
+        why = f"{verdict.reason}; mode warn stops nothing"
+        verdict = replace(verdict, decision=Decision.WARN, reason=why)
+    return verdict, 0.0, verdict.warned_for
 
 
 def _only_seen(verdict: Verdict) -> Verdict:

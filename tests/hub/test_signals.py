@@ -17,7 +17,7 @@ from jupyterhub_gpupool.model import Lease
 from .conftest import MakeHub, until
 
 SINGLEUSER = shutil.which("jupyterhub-singleuser") or "jupyterhub-singleuser"
-IDLE = {"window": 6, "warn": 60, "min_age": 0}
+IDLE = {"window": 6, "warn": 600, "min_age": 0}
 LAB = {"slug": "lab", "display_name": "Lab", "gpu": {"count": 1}, "idle": IDLE}
 
 
@@ -49,9 +49,11 @@ async def execute(url: str, token: str, code: str) -> WebSocketClientConnection:
 
 def test_a_cell_that_uses_no_gpu_decides_and_a_finished_one_does_not(make_hub: MakeHub) -> None:
     profile = {**LAB, "spawner_override": {"cmd": [SINGLEUSER]}}
-    hub = make_hub(sections={"GPUPool": {"profiles": [profile]}})
+    hub = make_hub(sections={"GPUPool": {"profiles": [profile]}, "Spawner": {"http_timeout": 120}})
     hub.start()
-    lease = hub.run("ada", "lab")
+    hub.spawn("ada", "lab")
+    hub.wait_ready("ada", seconds=120)
+    lease = hub.wait_state("ada", "active")
 
     def judged() -> Lease:
         return hub.ledger().lease(lease.id) or lease
