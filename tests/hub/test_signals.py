@@ -17,7 +17,7 @@ from jupyterhub_gpupool.model import Lease
 from .conftest import MakeHub, until
 
 SINGLEUSER = shutil.which("jupyterhub-singleuser") or "jupyterhub-singleuser"
-IDLE = {"window": 6, "warn": 600, "min_age": 0}
+IDLE = {"window": 6, "warn": 600, "min_age": 0, "threshold": 30}
 LAB = {"slug": "lab", "display_name": "Lab", "gpu": {"count": 1}, "idle": IDLE}
 
 
@@ -67,20 +67,26 @@ def test_a_cell_that_uses_no_gpu_decides_and_a_finished_one_does_not(make_hub: M
     kernel = ask("POST", "kernels")["id"]
     url = f"{hub.url.replace('http', 'ws', 1)}/user/ada/api/kernels/{kernel}/channels"
     asyncio.run(execute(url, hub.token, "import time; time.sleep(600)"))
-    until(lambda: judged().signal == "kernel", "the running cell to decide")
-    busy = judged()
+    busy = until(
+        lambda: found if (found := judged()).signal == "kernel" else None, "the running cell to decide"
+    )
     assert busy.verdict == "warn"
     assert "a cell is running" in busy.verdict_reason
     assert "no terminal is open" in busy.verdict_reason
-    shown = hub.pool("GET", "api/leases", hub.token_of("ada")).json()["leases"][0]["verdict"]
-    assert (shown["signal"], shown["signal_words"]) == ("kernel", "kernels")
+    token = hub.token_of("ada")
+
+    def shown() -> Any:
+        return hub.pool("GET", "api/leases", token).json()["leases"][0]["verdict"]["signal_words"]
+
+    until(lambda: shown() == "kernels", "the same over REST")
     before = ask("GET", "status?no_track_activity=1")["last_activity"]
     ask("POST", f"kernels/{kernel}/interrupt?no_track_activity=1")
-    until(lambda: judged().signal in ("gpu", "processes"), "the end of the cell to be seen")
-    assert "no cell is running" in judged().verdict_reason
+    done = until(
+        lambda: found if "no cell is" in (found := judged()).verdict_reason else None, "the end of the cell"
+    )
+    assert done.signal in ("gpu", "processes")
     quiet = ask("GET", "status?no_track_activity=1")["last_activity"]
-    seen = judged().idle_seconds
-    until(lambda: judged().idle_seconds >= seen + 2, "some more looks")
+    until(lambda: judged().idle_seconds >= done.idle_seconds + 2, "some more looks")
     assert ask("GET", "status?no_track_activity=1")["last_activity"] == quiet >= before, (
         "asking is no activity"
     )
