@@ -70,6 +70,7 @@ def test_a_cell_that_uses_no_gpu_decides_and_a_finished_one_does_not(make_hub: M
     busy = until(
         lambda: found if (found := judged()).signal == "kernel" else None, "the running cell to decide"
     )
+    assert busy is not None
     assert busy.verdict == "warn"
     assert "a cell is running" in busy.verdict_reason
     assert "no terminal is open" in busy.verdict_reason
@@ -84,6 +85,7 @@ def test_a_cell_that_uses_no_gpu_decides_and_a_finished_one_does_not(make_hub: M
     done = until(
         lambda: found if "no cell is" in (found := judged()).verdict_reason else None, "the end of the cell"
     )
+    assert done is not None
     assert done.signal in ("gpu", "processes")
     quiet = ask("GET", "status?no_track_activity=1")["last_activity"]
     until(lambda: judged().idle_seconds >= done.idle_seconds + 2, "some more looks")
