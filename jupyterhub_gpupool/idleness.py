@@ -9,9 +9,10 @@ The warning with its countdown, which must be over before anything is taken back
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .model import Decision, Kind, Sample, Terms, Verdict, When
+from .signals import GPU, PROCESSES, Work, span
 
 IDLE = "idle"
 MAX_AGE = "max_age"
@@ -24,7 +25,35 @@ CALLED = (SHARE, DRAIN, BUDGET)
 IMPLAUSIBLE = 1000.0
 """Utilization in percent above which a reading says nothing (busy GPUs can add up to some hundred)."""
 
+LOW = 1.0
+"""Utilization in percent from which a use below the threshold is use all the same, if it is steady."""
+STEADY = 6
+"""Looks in a row at :data:`LOW` or above that make a use steady; fewer are noise."""
+ENOUGH = 3
+"""Looks without use that it takes to call a slice idle, however short its window."""
+GAP_LEAST = 60.0
+"""Seconds without any measurement that are never a gap; see :func:`look`."""
+PATIENCE = 4
+"""Windows without use after which a session ends whose kernels or terminals are at work beside an idle GPU."""
+
 _UNSEEN = Sample()
+_UNASKED = Work()
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What the looks at a slice since its last use add up to."""
+
+    seconds: float = 0.0
+    samples: int = 0
+    """Looks that saw no use."""
+    low: int = 0
+    """Looks in a row, up to the last one, that saw little use."""
+
+    @property
+    def steady(self) -> bool:
+        """Whether the use is low but steady."""
+        return self.low >= STEADY
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +94,12 @@ class Facts:
     calls: tuple[Call, ...] = ()
     sample: Sample = _UNSEEN
     """The latest sample; only named in the reasons."""
+    samples: int = ENOUGH
+    """Looks that make up ``idle_seconds``."""
+    low: int = 0
+    """Looks in a row that saw little use, see :class:`Idle`."""
+    work: Work = _UNASKED
+    """What the session's kernels and terminals, and the hub, say."""
 
 
 def is_busy(sample: Sample, threshold: float) -> bool | None:
@@ -97,6 +132,38 @@ def fold(idle_seconds: float, busy: bool | None, elapsed: float, interval: float
     if busy is None:
         return before
     return 0.0 if busy else before + tick(elapsed, interval)
+
+
+def is_low(sample: Sample, threshold: float) -> bool:
+    """Say whether the sample shows use that is below the threshold, but no mere trace."""
+    return is_busy(sample, threshold) is False and sample.processes != 0 and (sample.utilization or 0) >= LOW
+
+
+def is_quiet(sample: Sample, threshold: float) -> bool:
+    """Say whether the sample shows no use for certain, not even a little."""
+    return is_busy(sample, threshold) is False and not is_low(sample, threshold)
+
+
+def look(
+    before: Idle, sample: Sample, terms: Terms, elapsed: float, interval: float, *, unseen: float = 0.0
+) -> Idle:
+    """Add one look to what is known of the idleness of a slice: the peak over the window, look by look.
+
+    Use at the threshold begins anew, and so does the :data:`STEADY`-th look in a row with little use.  Unknown
+    changes nothing.  ``unseen`` are the seconds since the last look that saw anything, by the database's
+    clock: where that is a whole window, and more than :data:`GAP_LEAST`, what was seen before is forgotten.
+    """
+    busy = is_busy(sample, terms.threshold)
+    if busy is None:
+        return replace(before, seconds=max(0.0, before.seconds))
+    if busy:
+        return Idle()
+    if unseen >= max(terms.window, GAP_LEAST):
+        before, elapsed = Idle(), 0.0
+    low = before.low + 1 if is_low(sample, terms.threshold) else 0
+    if low >= STEADY:
+        return Idle(low=low)
+    return Idle(fold(before.seconds, False, elapsed, interval), before.samples + 1, low)
 
 
 def counts(delivered: bool, undelivered_seconds: float, warn: float, limit: float | None) -> bool:
@@ -170,8 +237,8 @@ def _left(verdict: Verdict) -> float:
     return -1.0 if verdict.decision is Decision.RECLAIM else verdict.deadline_seconds or 0.0
 
 
-def _keep(reason: str) -> Verdict:
-    return Verdict(Decision.KEEP, reason)
+def _keep(reason: str, signal: str = "") -> Verdict:
+    return Verdict(Decision.KEEP, reason, signal=signal)
 
 
 def _judge_age(facts: Facts, age: float) -> Verdict | None:
@@ -187,20 +254,23 @@ def _judge_age(facts: Facts, age: float) -> Verdict | None:
     return Verdict(Decision.WARN, reason, facts.deadline_seconds, warned_for=MAX_AGE)
 
 
-def _kept(facts: Facts) -> str:
-    """Why the rule on idleness spares this lease whatever its idle time; empty when it does not."""
+def _kept(facts: Facts) -> Verdict | None:
+    """KEEP where the rule on idleness spares this lease whatever its idle time; None when it does not."""
     terms = facts.terms
     if facts.kind is Kind.CPU:
-        return "no GPU to give back"
+        return _keep("no GPU to give back")
     if not terms.window > 0:
-        return "idle reclaim is off for this lease (window 0 s)"
+        return _keep("idle reclaim is off for this lease (window 0 s)")
     if facts.busy:
-        return f"GPU in use, {_activity(facts)}"
+        return _keep(f"GPU in use, {_activity(facts)}", GPU)
+    if facts.low >= STEADY:
+        end = "it ends by its age (max_age)" if terms.max_age > 0 else "no max_age ends it"
+        return _keep(f"GPU use is low but steady, {_activity(facts)}; {end}", GPU)
     if facts.grace_seconds > 0:
-        return f"extended, {facts.grace_seconds:.0f} s left"
+        return _keep(f"extended, {facts.grace_seconds:.0f} s left")
     if terms.when is When.WANTED and not facts.wanted:
-        return "nobody who waits needs this slice"
-    return ""
+        return _keep("nobody who waits needs this slice")
+    return None
 
 
 def _judge_idle(facts: Facts, age: float) -> Verdict:
@@ -208,23 +278,47 @@ def _judge_idle(facts: Facts, age: float) -> Verdict:
     warned = facts.warned_for == IDLE and left is not None
     spared = _kept(facts)
     if spared:
-        return _keep(spared)
+        return spared
     if facts.busy is None:
         if warned and left is not None:
             reason = "GPU activity is unknown; the warning stands and does not run out"
-            return Verdict(Decision.WARN, reason, max(0.0, left), warned_for=IDLE)
-        return _keep("GPU activity is unknown")
+            return Verdict(Decision.WARN, reason, max(0.0, left), warned_for=IDLE, signal=GPU)
+        return _keep("GPU activity is unknown", GPU)
+    decided = PROCESSES if facts.sample.processes == 0 else GPU
     if not facts.idle_seconds >= terms.window:
-        return _keep(f"no GPU activity for {facts.idle_seconds:.0f} s of {terms.window:g} s")
-    reason = f"no GPU activity for {facts.idle_seconds:.0f} s (window {terms.window:g} s), {_activity(facts)}"
-    if terms.when is When.WANTED and facts.wanted_why:
+        return _keep(f"no GPU activity for {span(facts.idle_seconds)} of {span(terms.window)}", decided)
+    if facts.samples < ENOUGH:
+        return _keep(f"no GPU activity in {facts.samples} of at least {ENOUGH} looks", decided)
+    return _idle_for_long(facts, age, left if warned else None, decided)
+
+
+def _idle_for_long(facts: Facts, age: float, left: float | None, decided: str) -> Verdict:
+    """The whole window has passed: a warning, with what is left of it, and the end when that has run out."""
+    terms, work = facts.terms, facts.work.decisive
+    reason = (
+        f"no GPU activity for {span(facts.idle_seconds)} (window {span(terms.window)}), {_activity(facts)}"
+    )
+    if facts.work.signals:
+        reason = f"{reason}; {facts.work.grounds}"
+    if facts.wanted_why:
         reason = f"{reason}; {facts.wanted_why}"
     young = terms.min_age - age
-    if not warned or left is None:
-        return Verdict(Decision.WARN, reason, max(0.0, terms.warn, young), warned_for=IDLE)
-    if left <= 0 and young <= 0 and facts.counting:
-        return Verdict(Decision.RECLAIM, f"{reason}; the warning has run out", 0.0, warned_for=IDLE)
-    return Verdict(Decision.WARN, reason, max(left, young), warned_for=IDLE)
+    soon = max(0.0, terms.warn, young)
+    patience = PATIENCE * terms.window - facts.idle_seconds
+    if work is not None and patience > 0:
+        decided = work.name
+        if not facts.wanted:
+            until = f"it is stopped after {span(PATIENCE * terms.window)} without use, or when somebody waits"
+            left = max(soon if left is None else left, patience)
+            return Verdict(Decision.WARN, f"{reason}; {until}", left, warned_for=IDLE, signal=decided)
+    if left is None:
+        return Verdict(Decision.WARN, reason, soon, warned_for=IDLE, signal=decided)
+    # What was put off is put off no longer, but not without a whole warning.
+    left = max(min(left, soon), young)
+    if left <= 0 and facts.counting and not facts.low:
+        why, decided = f"{reason}; the warning has run out", decided if work is None else GPU
+        return Verdict(Decision.RECLAIM, why, 0.0, warned_for=IDLE, signal=decided)
+    return Verdict(Decision.WARN, reason, max(0.0, left), warned_for=IDLE, signal=decided)
 
 
 def _activity(facts: Facts) -> str:

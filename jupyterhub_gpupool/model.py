@@ -127,8 +127,7 @@ class Device:
     drained: bool = False
     simulated: bool = False
     instances: tuple[Instance, ...] = ()
-    driver: str = ""
-    """Version of the driver; empty: unknown."""
+    driver: str = ""  # its version; empty: unknown
     foreign: str = ""
     """A sentence about containers on it that are not the pool's.  It bars no grant."""
     drain_at: float | None = None  # when sessions on it end at the earliest; None: it is not drained
@@ -278,16 +277,16 @@ class Lease:
     slices: tuple[Slice, ...]
     gpus: float
     """GPU-equivalents held, or wished for while queued where that is certain, else 0."""
-    group: str
-    """The group whose limit the grant was counted against; empty when no group has one."""
+    group: str  # whose limit the grant was counted against; empty when no group has one
     url: str
-    runtime: Mapping[str, Any]
-    """What the backend needs to find the session again (pid, port, …).  Never a secret."""
+    runtime: Mapping[str, Any]  # by which the backend finds the session again (pid, port, …); never a secret
     requested_at: float
     granted_at: float | None = None
     active_at: float | None = None
     closed_at: float | None = None
     idle_seconds: float = 0
+    idle_samples: int = 0  # looks since the last use that saw none
+    low_samples: int = 0  # looks in a row that saw little
     idle_total: float = 0  # idle seconds in all; ``idle_seconds`` begins anew with each use
     grace_seconds: float = 0  # left of an extension: until it has run out the lease is kept
     extended_seconds: float = 0
@@ -302,6 +301,7 @@ class Lease:
     verdict: Decision | None = None
     verdict_reason: str = ""
     verdict_at: float | None = None
+    signal: str = ""  # which one decided the verdict; empty: none, such as for an end by age
     utilization: float | None = None
     memory_used_mib: int | None = None
     peak_utilization: float | None = None
@@ -341,6 +341,7 @@ class Verdict:
     reason: str
     deadline_seconds: float | None = None
     warned_for: str = ""  # the rule behind a WARN or RECLAIM, as in a lease
+    signal: str = ""  # which one decided, by its name in ``signals``; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,8 +364,7 @@ class Session:
     user: str
     server: str
     profile: str
-    cells: Mapping[str, tuple[int, ...]]
-    """Device → cells that its marker names."""
+    cells: Mapping[str, tuple[int, ...]]  # by device, as its marker names them
     owner: str = ""
     """The hub's id of the person and when it was given out, as :meth:`Owner.mark` writes them."""
     runtime: Mapping[str, Any] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..model import Lease, State, When
+from ..signals import AT_WORK
 from .limits import TOLERANCE
 from .orders import scope_of, weights
 
@@ -46,7 +47,8 @@ class Held:
     def of(cls, lease: Lease) -> Held:
         """The facts of a lease."""
         terms = lease.terms
-        wanted = terms.when is When.WANTED and terms.window > 0
+        # Who is at work beside an idle GPU keeps it for a while, but not from those who wait.
+        wanted = (terms.when is When.WANTED or lease.signal in AT_WORK) and terms.window > 0
         return cls(
             lease=lease.id,
             user=lease.user,

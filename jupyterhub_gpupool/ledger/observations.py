@@ -43,6 +43,8 @@ class Observation:
     counting: bool = False
     """Whether the countdown of the warning runs from here on."""
     undelivered_seconds: float = 0.0
+    idle_samples: int = 0
+    low_samples: int = 0
 
 
 _record = (
@@ -54,6 +56,9 @@ _record = (
             for name in (
                 "version",
                 "idle_seconds",
+                "idle_samples",
+                "low_samples",
+                "signal",
                 "idle_total",
                 "grace_seconds",
                 "deadline_seconds",
@@ -108,6 +113,9 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
                 "key": item.lease,
                 "new_version": item.version + 1,
                 "new_idle_seconds": item.idle_seconds,
+                "new_idle_samples": item.idle_samples,
+                "new_low_samples": item.low_samples,
+                "new_signal": item.verdict.signal,
                 "new_idle_total": row.idle_total + idle.get(item.lease, 0.0),
                 "new_grace_seconds": item.grace_seconds,
                 "new_deadline_seconds": item.deadline_seconds,
@@ -251,6 +259,7 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
         **UNWARNED,
         verdict=Decision.KEEP.value,
         verdict_reason=f"extended by {given:g} s",
+        signal="",
     )
     note(tx, actor, "extend", f"{given:g} s", lease=lease, user=row.user)
     return given

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select
 
-from .. import fairness, idleness, placement
+from .. import fairness, idleness, placement, signals
 from ..model import Lease, State, When
 from . import rows
 from . import schema as t
@@ -27,7 +27,7 @@ class Wanted:
     shares: Mapping[str, fairness.Victim] = field(default_factory=dict)
     """Leases that borrow what a group wants back."""
     idle: Mapping[str, fairness.Victim] = field(default_factory=dict)
-    """Idle leases, of those that are taken back only for somebody who waits."""
+    """Idle leases, of those that are taken back only, or sooner, for somebody who waits."""
     unmet: Mapping[str, str] = field(default_factory=dict)
     """Requests that nobody can make room for, with the reason."""
     budgets: Mapping[str, fairness.Budget] = field(default_factory=dict)
@@ -74,8 +74,8 @@ _held = select(t.leases).where(t.leases.c.held == 1)
 
 
 def _may_be_wanted(lease: Lease) -> bool:
-    terms = lease.terms
-    return terms.when is When.WANTED and lease.gpus > 0 and lease.idle_seconds >= terms.window > 0
+    may = lease.terms.when is When.WANTED or lease.signal in signals.AT_WORK
+    return may and lease.gpus > 0 and lease.idle_seconds >= lease.terms.window > 0
 
 
 def _warned(held: Collection[Lease], rule: str) -> frozenset[str]:

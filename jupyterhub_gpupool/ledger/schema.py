@@ -176,6 +176,9 @@ leases = Table(
     Column("delivered_by", String(16), nullable=False, server_default=""),
     Column("counting", Integer, nullable=False, server_default="0"),  # whether its countdown runs
     Column("undelivered_seconds", Float, nullable=False, server_default="0"),
+    Column("idle_samples", Integer, nullable=False, server_default="0"),  # looks that make up idle_seconds
+    Column("low_samples", Integer, nullable=False, server_default="0"),  # looks in a row that saw little use
+    Column("signal", String(16), nullable=False, server_default=""),  # which one decided the verdict
     UniqueConstraint("owner", "server", "open_key"),
     UniqueConstraint("id", "held"),
     CheckConstraint("(open_key IS NULL) = (state = 'closed')"),

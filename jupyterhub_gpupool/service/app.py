@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from prometheus_client import CollectorRegistry
@@ -27,20 +27,27 @@ from ..devices.simulated import SimulatedDevices
 from ..errors import GPUPoolError
 from ..notices.settings import GPUPoolNotices
 from ..pool import GPUPool
-from ..sessions import Sessions
 from ..sessions.local import LocalSessions
 from .handlers import routes
 from .hub import Hub
 from .metrics import Metrics
 from .notices import Post, ways_of
+from .probing import Prober
 from .stream import Feed
 from .sweep import Rules, Sweep
+
+if TYPE_CHECKING:
+    from ..sessions.docker import DockerSessions
 
 BIND_TIMEOUT = 30.0
 """Seconds for which a port is tried that the service of an earlier hub may still hold."""
 
 MAX_BODY = 64 * 1024
 """Bytes of a request's body; nothing that the service takes is larger."""
+
+
+MOST_SECONDS = {"undelivered_max": 366 * 86400, "before_reclaim_timeout": 600, "session_timeout": 60}
+"""What is allowed, by trait."""
 
 
 class GPUPoolService(Application):
@@ -133,6 +140,14 @@ class GPUPoolService(Application):
         Example: ``60``.""",
     ).tag(config=True)
 
+    session_timeout = Float(
+        3,
+        help="""Seconds that a session may take to say what its kernels and terminals do. It is asked, with its own
+        token, once its GPU was not used for the profile's ``window``: who is at work beside an idle GPU keeps it for
+        four windows, or until somebody waits. No answer counts as work. At most 60. 0: sessions are not asked, and
+        the GPU decides alone. Example: ``5``.""",
+    ).tag(config=True)
+
     @validate("sweep_interval", "absence_interval")
     def _valid_seconds(self, proposal: Any) -> float:
         least = 0.5
@@ -142,9 +157,9 @@ class GPUPoolService(Application):
             )
         return float(proposal.value)
 
-    @validate("undelivered_max", "before_reclaim_timeout")
+    @validate("undelivered_max", "before_reclaim_timeout", "session_timeout")
     def _valid_patience(self, proposal: Any) -> float | None:
-        most = 366 * 86400 if proposal.trait.name == "undelivered_max" else 600
+        most = MOST_SECONDS[proposal.trait.name]
         if proposal.value is not None and not 0 <= proposal.value <= most:
             raise TraitError(
                 f"GPUPoolService.{proposal.trait.name} is {proposal.value!r}; allowed are 0 to {most} seconds."
@@ -164,10 +179,11 @@ class GPUPoolService(Application):
         hub = Hub(os.environ["JUPYTERHUB_API_URL"], os.environ["JUPYTERHUB_API_TOKEN"])
         feed = Feed(pool)
         metrics = Metrics(CollectorRegistry(), feed)
+        sessions = self._sessions(pool)
         sweep = Sweep(
             pool,
             self._devices(),
-            self._sessions(pool),
+            sessions,
             hub,
             Rules(
                 self.mode,
@@ -178,6 +194,7 @@ class GPUPoolService(Application):
             ),
             metrics,
             log=self.log,
+            prober=self._prober(sessions, hub),
         )
         notices = GPUPoolNotices(parent=self)
         post = self._post(pool, notices, metrics)
@@ -198,6 +215,8 @@ class GPUPoolService(Application):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(post.stop(), sweep.before.stop())
+            if sweep.prober is not None:
+                sweep.prober.close()
             server.stop()
             await feed.stop()
             await _resign(pool, sweep)
@@ -208,7 +227,12 @@ class GPUPoolService(Application):
         prometheus = PrometheusTelemetry(parent=self)
         return NvidiaDevices(parent=self, elsewhere=prometheus.utilization if prometheus.url else None)
 
-    def _sessions(self, pool: GPUPool) -> Sessions:
+    def _prober(self, sessions: LocalSessions | DockerSessions, hub: Hub) -> Prober | None:
+        if not self.session_timeout:
+            return None
+        return Prober(sessions, hub, timeout=self.session_timeout, log=self.log)
+
+    def _sessions(self, pool: GPUPool) -> LocalSessions | DockerSessions:
         if self.backend == "docker":
             from ..sessions.docker import DockerSessions  # needs the extra "docker"
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from ..errors import Unavailable
+from ..signals import moment
 
 REQUEST_TIMEOUT = 20.0
 """Seconds for one answer of the hub; it holds a DELETE for up to ten."""
@@ -24,6 +25,10 @@ class Server:
     pending: str
     started: float | None
     """Seconds since 1970; the hub sets it when the start begins."""
+    url: str = ""
+    """Where people find it: its path, or an address that ends with it."""
+    last_activity: float | None = None
+    """Seconds since 1970."""
 
 
 class Hub:
@@ -48,6 +53,8 @@ class Hub:
             ready=bool(model.get("ready")),
             pending=model.get("pending") or "",
             started=_seconds(started) if started else None,
+            url=str(model.get("url") or ""),
+            last_activity=moment(model.get("last_activity")),
         )
 
     async def stop(self, user: str, name: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import books, fairness, runtime
+from .. import books, fairness, runtime, signals
 from ..cells import ranges
 from ..ledger import Event, Snapshot
 from ..model import HOLDING, Device, Instance, Kind, Lease, Slice, State
@@ -238,7 +238,13 @@ def lease(
     simulated = any(map(_simulated, map(devices.get, holds)))
     verdict = None
     if item.verdict is not None:
-        verdict = {"decision": item.verdict.value, "reason": item.verdict_reason, "at": iso(item.verdict_at)}
+        verdict = {
+            "decision": item.verdict.value,
+            "reason": item.verdict_reason,
+            "at": iso(item.verdict_at),
+            "signal": item.signal or None,
+            "signal_words": signals.WORDS.get(item.signal),
+        }
     return {
         "id": item.id,
         "user": item.user,

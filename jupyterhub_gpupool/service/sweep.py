@@ -23,9 +23,11 @@ from ..ledger import Observation, Progress, Snapshot, Wanted
 from ..model import Decision, Lease, Process, Sample, Session, State, Verdict
 from ..pool import GPUPool
 from ..sessions import Sessions
+from ..signals import Work
 from .before import Before
 from .calls import calls_on, note_on
 from .hub import Server
+from .probing import Prober
 from .tidy import Tidy
 
 T = TypeVar("T")
@@ -81,7 +83,9 @@ class Sweep:
         *,
         clock: Callable[[], float] = time.monotonic,
         log: logging.Logger | None = None,
+        prober: Prober | None = None,
     ) -> None:
+        self.prober = prober
         self.pool, self.sessions, self.hub, self.rules, self.counters = pool, sessions, hub, rules, counters
         self.inventory: Inventory = devices
         self.telemetry: Telemetry = devices
@@ -193,11 +197,16 @@ class Sweep:
         faults.point("sweep.sampled")
         wanted: Wanted = await self.pool.ask("wanted")
         devices = {device.id: device for device in snapshot.devices}
+        works: Mapping[str, Work] = {}
+        if self.prober is not None:
+            tick = idleness.tick(elapsed, self.rules.interval)
+            works = await self.prober.quiet_ones(active.values(), readings.leases, tick)
         observed = []
         for lease in active.values():
             sample = readings.leases.get(lease.id, Sample())
             called = calls_on(lease, wanted, devices, snapshot.now, budget_end=self.pool.budget_end)
-            seen = self.observe(lease, sample, elapsed, snapshot.now, wanted.idle.get(lease.id), called)
+            work = works.get(lease.id, Work())
+            seen = self.observe(lease, sample, elapsed, snapshot.now, wanted.idle.get(lease.id), called, work)
             observed.append(replace(seen, note=note_on(lease, wanted)))
         taken: dict[str, int] = await self.pool.ask("record", observed, readings.devices)
         for item in observed:
@@ -207,7 +216,8 @@ class Sweep:
         for item in observed:
             self.counters.verdict(item.verdict.decision.value)
             if item.verdict.decision is Decision.RECLAIM and item.lease in taken:
-                await self._reclaim(active[item.lease], taken[item.lease], item.verdict, active)
+                work = works.get(item.lease, Work())
+                await self._reclaim(active[item.lease], taken[item.lease], item.verdict, active, work)
 
     def observe(
         self,
@@ -217,16 +227,23 @@ class Sweep:
         now: float,
         wanted: Victim | None = None,
         calls: tuple[idleness.Call, ...] = (),
+        work: Work = Work(),  # noqa: B008 - it is frozen
     ) -> Observation:
         """Fold one sample into a lease and judge it: pure but for the mode."""
         interval = self.rules.interval
         busy = idleness.is_busy(sample, lease.terms.threshold)
         counting = lease.counting or lease.delivered_at is not None
+        unseen = now - (now if lease.sampled_at is None else lease.sampled_at)
+        before = idleness.Idle(lease.idle_seconds, lease.idle_samples, lease.low_samples)
+        idle = idleness.look(before, sample, lease.terms, elapsed, interval, unseen=unseen)
         facts = idleness.Facts(
             terms=lease.terms,
             kind=lease.wish.kind,
             age=now - (lease.active_at or now),
-            idle_seconds=idleness.fold(lease.idle_seconds, busy, elapsed, interval),
+            idle_seconds=idle.seconds,
+            samples=idle.samples,
+            low=idle.low,
+            work=work,
             busy=busy,
             sample=sample,
             grace_seconds=max(0.0, lease.grace_seconds - idleness.tick(elapsed, interval)),
@@ -244,28 +261,20 @@ class Sweep:
             wanted_why=wanted.why if wanted is not None else "",
             calls=calls,
         )
-        verdict = idleness.judge(facts)
-        deadline, warned_for = verdict.deadline_seconds, verdict.warned_for
-        if self.rules.mode == "observe":
-            verdict, deadline, warned_for = _only_seen(verdict), None, ""
-        elif self.rules.mode == "warn" and verdict.decision is Decision.RECLAIM:
-            verdict = replace(
-                verdict, decision=Decision.WARN, reason=f"{verdict.reason}; mode warn stops nothing"
-            )
-            deadline = 0.0
-        elif verdict.decision is Decision.RECLAIM:
-            deadline = 0.0
+        verdict, deadline, warned_for = _in_mode(idleness.judge(facts), self.rules.mode)
         return Observation(
             lease=lease.id,
             version=lease.version,
             sample=sample,
-            idle_seconds=facts.idle_seconds,
+            idle_seconds=idle.seconds,
+            idle_samples=idle.samples,
+            low_samples=idle.low,
             grace_seconds=facts.grace_seconds,
             deadline_seconds=deadline,
             warned_for=warned_for,
             verdict=verdict,
             **self._delivery(lease, deadline, warned_for, elapsed),
-            idle_tick=idleness.tick(elapsed, interval) if busy is False else 0.0,
+            idle_tick=idleness.tick(elapsed, interval) if busy is False and not idle.steady else 0.0,
         )
 
     def _delivery(
@@ -284,11 +293,11 @@ class Sweep:
     # --- act -------------------------------------------------------------------------------------
 
     async def _reclaim(
-        self, lease: Lease, version: int, verdict: Verdict, active: Mapping[str, Lease]
+        self, lease: Lease, version: int, verdict: Verdict, active: Mapping[str, Lease], work: Work
     ) -> None:
         """Take a slice back: one more sample, the hub's word on the server, then STOPPING by compare-and-set."""
         try:
-            if verdict.warned_for == idleness.IDLE and not await self._still_idle(lease, active):
+            if verdict.warned_for == idleness.IDLE and not await self._still_idle(lease, active, work):
                 return
             server = await self.hub.server(lease.user, lease.server)
             if server is not None and server.pending:
@@ -311,11 +320,18 @@ class Sweep:
         await self.end(stopping, known=server is not None)
         faults.point("sweep.told")
 
-    async def _still_idle(self, lease: Lease, active: Mapping[str, Lease]) -> bool:
-        """Look once more; at all of them, because telemetry measures from look to look."""
+    async def _still_idle(self, lease: Lease, active: Mapping[str, Lease], work: Work) -> bool:
+        """Look once more; at all of them, because telemetry measures from look to look.
+
+        Nor may its owner have come back to work meanwhile; ``work`` is what was judged.
+        """
         listed = await self.ask(self.sessions.list)
-        readings = await self._look(active, listed)
-        return idleness.is_busy(readings.leases.get(lease.id, Sample()), lease.terms.threshold) is False
+        sample = (await self._look(active, listed)).leases.get(lease.id, Sample())
+        if not idleness.is_quiet(sample, lease.terms.threshold):
+            return False
+        if self.prober is None or work.decisive:
+            return True
+        return (await self.prober.look([lease]))[lease.id].decisive is None
 
     async def end(self, lease: Lease, *, known: bool) -> None:
         """End the session of a STOPPING lease: by the hub while it knows the server, else by the backend."""
@@ -360,6 +376,18 @@ def _since_told(lease: Lease, elapsed: float, now: float) -> float:
     if lease.counting or lease.delivered_at is None:
         return elapsed
     return min(elapsed, max(0.0, now - lease.delivered_at))
+
+
+def _in_mode(verdict: Verdict, mode: str) -> tuple[Verdict, float | None, str]:
+    """What a verdict comes to: itself as it is kept, the deadline of the warning, and the rule behind that."""
+    if mode == "observe":
+        return _only_seen(verdict), None, ""
+    if verdict.decision is not Decision.RECLAIM:
+        return verdict, verdict.deadline_seconds, verdict.warned_for
+    if mode == "warn":
+        why = f"{verdict.reason}; mode warn stops nothing"
+        verdict = replace(verdict, decision=Decision.WARN, reason=why)
+    return verdict, 0.0, verdict.warned_for
 
 
 def _only_seen(verdict: Verdict) -> Verdict:

@@ -118,6 +118,9 @@ function fillLease(card, lease) {
   setText(card, "idle", duration(lease.idle_seconds || 0));
   setText(card, "decision", lease.verdict && lease.verdict.decision);
   setText(card, "why", lease.verdict && lease.verdict.reason);
+  const decider = lease.verdict && lease.verdict.signal_words;
+  for (const name of ["decider", "warned-decider"]) setText(card, name, decider);
+  show(card, "decided", Boolean(decider));
   show(card, "judged", active && Boolean(lease.verdict) && !lease.warning);
   show(card, "server", Boolean(lease.server));
   show(card, "queued", state === "queued");

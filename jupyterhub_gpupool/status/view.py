@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from ..idleness import STEADY
 from ..ledger import Snapshot
 from ..model import Device, Kind, Lease, Slice, State
 from ..service import shapes, telling
@@ -19,6 +20,7 @@ Clean = Callable[[str], str]
 
 UNKNOWN = "unknown"
 NOTHING = "-"
+LOW_USE = "low but steady"
 
 STALE = 60.0
 """Seconds after which the last sweep says nothing of now."""
@@ -184,7 +186,7 @@ def _session(item: Lease, devices: Mapping[str, Device], now: float) -> list[str
         _held(item, devices),
         item.state.value + (", in doubt" if item.doubt else ""),
         UNKNOWN if since is None else duration(now - since),
-        duration(item.idle_seconds) if idle else NOTHING,
+        NOTHING if not idle else LOW_USE if item.low_samples >= STEADY else duration(item.idle_seconds),
         _end(item, now),
     ]
 

@@ -89,21 +89,25 @@ WHY_OLD = "open for 980 s, at most 1000 s are allowed (max_age)"
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, Verdict(WARN, WHY_IDLE, 30, warned_for="idle")),
-        ({"age": 20}, Verdict(WARN, WHY_IDLE, 80, warned_for="idle")),
-        ({"age": -9}, Verdict(WARN, WHY_IDLE, 100, warned_for="idle")),
-        ({"age": math.nan}, Verdict(WARN, WHY_IDLE, 100, warned_for="idle")),
+        ({}, Verdict(WARN, WHY_IDLE, 30, warned_for="idle", signal="gpu")),
+        ({"age": 20}, Verdict(WARN, WHY_IDLE, 80, warned_for="idle", signal="gpu")),
+        ({"age": -9}, Verdict(WARN, WHY_IDLE, 100, warned_for="idle", signal="gpu")),
+        ({"age": math.nan}, Verdict(WARN, WHY_IDLE, 100, warned_for="idle", signal="gpu")),
         (
             {"sample": Sample(processes=0)},
             Verdict(
-                WARN, "no GPU activity for 62 s (window 60 s), no process on the slice", 30, warned_for="idle"
+                WARN,
+                "no GPU activity for 62 s (window 60 s), no process on the slice",
+                30,
+                warned_for="idle",
+                signal="processes",
             ),
         ),
-        ({"idle_seconds": 59.9}, Verdict(KEEP, "no GPU activity for 60 s of 60 s")),
-        ({"idle_seconds": math.nan}, Verdict(KEEP, "no GPU activity for nan s of 60 s")),
+        ({"idle_seconds": 59.9}, Verdict(KEEP, "no GPU activity for 60 s of 60 s", signal="gpu")),
+        ({"idle_seconds": math.nan}, Verdict(KEEP, "no GPU activity for nan s of 60 s", signal="gpu")),
         (
             {"busy": True, "sample": Sample(utilization=80.0)},
-            Verdict(KEEP, "GPU in use, utilization 80 % at or above 5 %"),
+            Verdict(KEEP, "GPU in use, utilization 80 % at or above 5 %", signal="gpu"),
         ),
         ({"grace_seconds": 7}, Verdict(KEEP, "extended, 7 s left")),
         ({"kind": Kind.CPU}, Verdict(KEEP, "no GPU to give back")),
@@ -114,9 +118,9 @@ WHY_OLD = "open for 980 s, at most 1000 s are allowed (max_age)"
         ({"terms": replace(TERMS, when=When.WANTED)}, Verdict(KEEP, "nobody who waits needs this slice")),
         (
             {"terms": replace(TERMS, when=When.WANTED), "wanted": True},
-            Verdict(WARN, WHY_IDLE, 30, warned_for="idle"),
+            Verdict(WARN, WHY_IDLE, 30, warned_for="idle", signal="gpu"),
         ),
-        ({"busy": None}, Verdict(KEEP, "GPU activity is unknown")),
+        ({"busy": None}, Verdict(KEEP, "GPU activity is unknown", signal="gpu")),
     ],
 )
 def test_a_lease_without_a_warning(changes: dict[str, object], expected: Verdict) -> None:

@@ -169,6 +169,17 @@ def test_a_warning_shows_only_while_the_session_is_active() -> None:
     assert telling.seconds_left(stopping, NOW) is None
 
 
+@pytest.mark.parametrize(
+    ("signal", "words"),
+    [("kernel", "kernels"), ("gpu", "GPU activity"), ("session", "the session's server, which does not say")],
+)
+def test_a_verdict_names_the_signal_that_decided(signal: str, words: str) -> None:
+    shape = shapes.lease(lease(verdict=Decision.WARN, verdict_at=NOW, signal=signal), {}, None)["verdict"]
+    assert (shape["signal"], shape["signal_words"]) == (signal, words)
+    bare = shapes.lease(lease(verdict=Decision.WARN, verdict_at=NOW), {}, None)["verdict"]
+    assert (bare["signal"], bare["signal_words"]) == (None, None)
+
+
 def test_the_last_extension_is_no_longer_than_what_is_left() -> None:
     shape = shapes.lease(lease(terms=Terms(extend=60, extend_max=100), extended_seconds=60.0), {}, None)
     assert (shape["extend_seconds"], shape["extendable_seconds"]) == (40.0, 40.0)

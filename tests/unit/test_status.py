@@ -153,6 +153,9 @@ def test_warnings_ends_and_doubts(ledger: Ledger) -> None:
     text = shown(replace(snapshot, leases=(doubtful,)), 120)
     assert "active, in doubt" in row(text, "ada")
     assert "! ada, p: the engine does not answer" in text
+    assert "low but steady" in row(
+        shown(replace(snapshot, leases=(replace(lease, low_samples=6),)), 120), "ada"
+    )
 
 
 def test_nodes_are_named_where_there_are_several(ledger: Ledger) -> None:

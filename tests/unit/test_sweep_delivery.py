@@ -15,7 +15,7 @@ NOW = 1000.0
 LEASE = Lease(
     id="l1", user="ada", server="", profile="p", state=State.ACTIVE, version=1, epoch=1, session="s",
     wish=Wish(Kind.GPU), terms=Terms(window=60, warn=30, min_age=0), groups=(), options={}, slices=(), gpus=1.0,
-    group="", url="", runtime={}, requested_at=0.0, granted_at=0.0, active_at=0.0, idle_seconds=90.0,
+    group="", url="", runtime={}, requested_at=0.0, granted_at=0.0, active_at=0.0, idle_seconds=90.0, idle_samples=9,
 )  # fmt: skip
 WARNED = replace(LEASE, warned_for="idle", deadline_seconds=30.0, warning="w1", warned_at=NOW - 50)
 TOLD = replace(WARNED, delivered_at=NOW - 3, delivered_by="page")
