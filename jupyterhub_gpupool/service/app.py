@@ -133,12 +133,28 @@ class GPUPoolService(Application):
         Example: ``60``.""",
     ).tag(config=True)
 
+    hand_over_timeout = Float(
+        120,
+        help="""Seconds for which the slices of a session that has ended stay with its lease while something is left
+        on them (a process, memory in use) or the driver is silent. After that the lease is closed, its GPU becomes
+        suspect with the reason, admins are told, and nothing is granted on it until it is clean. At most 86400. 0: at
+        once. Example: ``300``.""",
+    ).tag(config=True)
+
     @validate("sweep_interval", "absence_interval")
     def _valid_seconds(self, proposal: Any) -> float:
         least = 0.5
         if not least <= proposal.value <= 3600:
             raise TraitError(
                 f"GPUPoolService.{proposal.trait.name} is {proposal.value!r}; allowed are {least:g} to 3600 seconds."
+            )
+        return float(proposal.value)
+
+    @validate("hand_over_timeout")
+    def _valid_hand_over(self, proposal: Any) -> float:
+        if not 0 <= proposal.value <= 86400:
+            raise TraitError(
+                f"GPUPoolService.hand_over_timeout is {proposal.value!r}; allowed are 0 to 86400 seconds."
             )
         return float(proposal.value)
 
@@ -175,6 +191,7 @@ class GPUPoolService(Application):
                 self.absence_interval,
                 undelivered_max=self.undelivered_max,
                 before_reclaim_timeout=self.before_reclaim_timeout,
+                hand_over_timeout=self.hand_over_timeout,
             ),
             metrics,
             log=self.log,
