@@ -43,6 +43,15 @@ class Pool(Bench):
         self.passed.append(processes)
         return self.real.sample(slices, processes)
 
+    def recall(self, devices: tuple[Device, ...]) -> None:
+        self.real.recall(devices)
+
+    def residues(self, *asked: Any) -> Mapping[str, Any]:
+        return self.real.residues(*asked)
+
+    def reaches(self, name: str) -> bool:
+        return True
+
     def list(self) -> tuple[Session, ...] | None:
         found = super().list()
         return found and tuple(
@@ -103,6 +112,10 @@ def test_a_session_is_kept_while_it_works_and_taken_back_when_it_does_not(
     bench.pass_time(4)
     assert states(bench, lease) == ("active", "warn")
     bench.pass_time(3)
+    assert bench.lease(lease).state == "stopping" and f"pid {MINE}" in bench.lease(lease).doubt
+    gpu.processes, gpu.used = [], 4  # it has ended with its session
+    there.write()
+    bench.pass_time()
     assert bench.lease(lease).state == "closed"
     assert bench.counters.reclaims == ["idle"]
 
