@@ -61,8 +61,9 @@ class HandOver:
         devices = {device.id: device for device in snapshot.devices if device.examined}
         if not devices or listed is None or not isinstance(examiner, Examiner):
             return
-        ended = [lease for lease in snapshot.leases if _waits(lease)]
-        held = {part.visible for one in snapshot.leases if not _waits(one) for part in one.slices}
+        running = {one.lease for one in listed if one.running}  # one that was started again has not ended
+        ended = [one for one in snapshot.leases if _waits(one) and one.id not in running]
+        held = {part.visible for one in snapshot.leases if one not in ended for part in one.slices}
         marked = {key: _free_parts(device, held) for key, device in devices.items() if device.unclean}
         asked = {part for lease in ended for part in _parts(lease, devices)}
         asked.update(part for parts in marked.values() for part in parts)

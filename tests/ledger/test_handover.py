@@ -36,6 +36,7 @@ class Examined(Bench):
         self.asked: list[set[str]] = []
         self.held: list[set[str]] = []
         self.silent = False
+        self.again: set[str] = set()  # leases whose sessions were started again by somebody
         self.looked_into: list[str] = []
         self.reached: dict[str, bool | None] = {}
 
@@ -52,7 +53,8 @@ class Examined(Bench):
         return {part: self.left.get(part, CLEAN) for _, part in asked}
 
     def list(self) -> tuple[Any, ...]:
-        return tuple(one for one in super().list() if self.ledger.lease(one.lease).gone_at is None)  # type: ignore[union-attr]
+        gone = {one.id for one in self._live() if one.gone_at is not None and one.id not in self.again}
+        return tuple(one for one in super().list() if one.lease not in gone)
 
     def look(self, names: Collection[str]) -> dict[str, Any]:
         there = {one.name for one in self.list()}
@@ -203,6 +205,17 @@ def test_a_share_waits_for_its_own_and_its_neighbour_goes_on(bench: Examined) ->
     assert bench.held[-1] == {held_by(neighbour)} == bench.asked[-1]
     assert bench.lease(neighbour).state is State.ACTIVE
     assert bench.device(held_by(first)).health is Health.SUSPECT
+
+
+def test_a_session_that_somebody_starts_again_has_not_ended(bench: Examined) -> None:
+    first = bench.ask("ada")
+    bench.leave(first)
+    bench.again.add(first.id)
+    bench.pass_time(3)
+    assert bench.lease(first).state is State.STOPPING and bench.asked[-1] == set()
+    bench.again.clear()
+    bench.pass_time()
+    assert bench.lease(first).state is State.CLOSED
 
 
 def test_another_service_goes_on_with_it(bench: Examined, tmp_path: Path) -> None:

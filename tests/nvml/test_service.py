@@ -53,7 +53,7 @@ class Pool(Bench):
         return True
 
     def list(self) -> tuple[Session, ...] | None:
-        found = super().list()
+        found = tuple(one for one in super().list() if self.ledger.lease(one.lease).gone_at is None)  # type: ignore[union-attr]
         return found and tuple(
             Session(
                 one.name,
