@@ -63,7 +63,8 @@ class HandOver:
             return
         running = {one.lease for one in listed if one.running}  # one that was started again has not ended
         ended = [one for one in snapshot.leases if _waits(one) and one.id not in running]
-        held = {part.visible for one in snapshot.leases if one not in ended for part in one.slices}
+        over = {one.id for one in ended}
+        held = {part.visible for one in snapshot.leases if one.id not in over for part in one.slices}
         marked = {key: _free_parts(device, held) for key, device in devices.items() if device.unclean}
         asked = {part for lease in ended for part in _parts(lease, devices)}
         asked.update(part for parts in marked.values() for part in parts)
@@ -119,5 +120,8 @@ def _left(
     parts: Collection[Part], devices: Mapping[str, Device], found: Mapping[str, Residue]
 ) -> dict[str, str]:
     """What is left on each device that is not clean."""
-    reasons = {gpu: not_clean(devices[gpu], found.get(part, Residue())) for gpu, part in parts}
-    return {gpu: why for gpu, why in reasons.items() if why}
+    left: dict[str, str] = {}
+    for gpu, part in parts:
+        if why := not_clean(devices[gpu], found.get(part, Residue())):
+            left.setdefault(gpu, why)
+    return left

@@ -12,13 +12,13 @@ import pytest
 
 from jupyterhub_gpupool.devices import Residue
 from jupyterhub_gpupool.ledger import Event
-from jupyterhub_gpupool.model import Device, Health, Lease, Presence, State
+from jupyterhub_gpupool.model import Device, Health, Kind, Lease, Presence, State, Wish
 from jupyterhub_gpupool.service import telling
 from jupyterhub_gpupool.service.handover import not_clean
 from jupyterhub_gpupool.service.reach import CUT_OFF
 
 from .bench import Bench
-from .conftest import HALF, Make, end, gpu, memory, request_of
+from .conftest import HALF, Make, end, gpu, memory, mig_gpu, request_of
 
 CLEAN = Residue(True)
 BUSY = Residue(True, processes=(4711,))
@@ -205,6 +205,23 @@ def test_a_share_waits_for_its_own_and_its_neighbour_goes_on(bench: Examined) ->
     assert bench.held[-1] == {held_by(neighbour)} == bench.asked[-1]
     assert bench.lease(neighbour).state is State.ACTIVE
     assert bench.device(held_by(first)).health is Health.SUSPECT
+
+
+def test_of_a_gpu_with_instances_every_free_one_has_to_be_clean(bench: Examined) -> None:
+    card = replace(mig_gpu(5), examined=True)
+    bench.gpus = (card,)
+    bench.ledger.sync_inventory(bench.gpus)
+    first = bench.ask("ada", wish=Wish(kind=Kind.MIG, mig=card.instances[0].profile))
+    mine = first.slices[0].visible
+    bench.leave(first)
+    bench.left[mine] = FULL
+    bench.pass_time(15)
+    assert bench.lease(first).state is State.CLOSED
+    assert bench.asked[-1] == {one.id for one in card.instances}
+    assert "3000 MiB" in bench.device(card.id).unclean, "although all others are clean"
+    bench.left.clear()
+    bench.pass_time()
+    assert bench.device(card.id).usable
 
 
 def test_a_session_that_somebody_starts_again_has_not_ended(bench: Examined) -> None:
