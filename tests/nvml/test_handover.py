@@ -13,7 +13,7 @@ from jupyterhub_gpupool.devices import Examiner, Residue
 from jupyterhub_gpupool.devices.nvidia.inventory import NvidiaDevices
 from jupyterhub_gpupool.devices.nvidia.remains import Remains
 from jupyterhub_gpupool.devices.simulated import SimulatedDevices
-from jupyterhub_gpupool.model import Health, Kind, Lease, Presence, Process, State, Wish
+from jupyterhub_gpupool.model import Health, Kind, Lease, Process, State, Wish
 from tests.ledger.conftest import HALF, memory
 
 from .conftest import MakeDevices, MakeMachine
@@ -41,10 +41,6 @@ def pool(tmp_path: Path, devices: MakeDevices) -> Iterator[Any]:
 
 class Examined(Pool):
     """A pool whose sessions end when their owners stop them; what they leave is in the driver's scenario."""
-
-    def look(self, names: Any) -> dict[str, Any]:
-        there = {one.name for one in self.list() or ()}
-        return {name: Presence.PRESENT if name in there else Presence.ABSENT for name in names}
 
     def leave(self, lease: Lease) -> None:
         self.ledger.begin_stop(lease.id, actor=lease.user, reason="stopped")

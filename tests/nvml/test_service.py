@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from jupyterhub_gpupool.devices import Condition, Readings
 from jupyterhub_gpupool.devices.nvidia.inventory import NvidiaDevices
-from jupyterhub_gpupool.model import Device, Health, Kind, Process, Session, Wish
+from jupyterhub_gpupool.model import Device, Health, Kind, Presence, Process, Session, Wish
 from jupyterhub_gpupool.service import metrics
 from jupyterhub_gpupool.service.app import GPUPoolService
 from jupyterhub_gpupool.service.metrics import Metrics
@@ -67,6 +67,10 @@ class Pool(Bench):
             )
             for one in found
         )
+
+    def look(self, names: Collection[str]) -> dict[str, Presence]:
+        there = {one.name for one in self.list() or ()}
+        return {name: Presence.PRESENT if name in there else Presence.ABSENT for name in names}
 
     def device(self, key: str) -> Device:
         return next(one for one in self.ledger.snapshot().devices if one.id == key)
