@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from jupyterhub_gpupool.devices import Residue
 from jupyterhub_gpupool.ledger import Event
 from jupyterhub_gpupool.model import Device, Health, Kind, Lease, Presence, State, Wish
-from jupyterhub_gpupool.service import telling
+from jupyterhub_gpupool.service import shapes, telling
 from jupyterhub_gpupool.service.handover import not_clean
+from jupyterhub_gpupool.service.metrics import Metrics
 from jupyterhub_gpupool.service.reach import CUT_OFF
+from jupyterhub_gpupool.service.stream import Feed
+from jupyterhub_gpupool.status import view
 
 from .bench import Bench
 from .conftest import HALF, Make, end, gpu, memory, mig_gpu, request_of
@@ -117,10 +122,23 @@ def test_what_is_not_clean_is_held_in_doubt_and_examined_again(
     found = bench.lease(first)
     assert found.state is State.STOPPING and words in found.doubt and found.doubt_since == found.gone_at
     assert len(bench.events(first, "doubt")) == 1, "the same doubt again is no news"
+    assert_seen(bench, first, words)
     bench.left.clear()
     bench.pass_time()
     assert bench.lease(first).state is State.CLOSED
     assert bench.device(held_by(first)).usable and not bench.told("unclean")
+
+
+def assert_seen(bench: Examined, lease: Lease, words: str) -> None:
+    """An admin sees it: by REST and on the pages, on a terminal, in the metrics."""
+    snapshot = bench.ledger.snapshot()
+    (shape,) = shapes.leases(snapshot, shapes.Person("root", admin=True))["leases"]
+    assert words in shape["doubt"] and shape["doubt_since"] == shapes.iso(bench.lease(lease).doubt_since)
+    assert "stopping, in doubt" in "\n".join(view.frame(snapshot, 200, str))
+    registry, feed = CollectorRegistry(), Feed(bench.pool)
+    Metrics(registry, feed)
+    asyncio.run(feed.refresh())
+    assert registry.get_sample_value("gpupool_leases_in_doubt") == 1
 
 
 def test_after_a_while_the_device_is_set_aside_and_its_last_holder_is_free(bench: Examined) -> None:
