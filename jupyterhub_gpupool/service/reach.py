@@ -40,7 +40,7 @@ class Reach:
         devices = {device.id: device for device in snapshot.devices}
         asked = [lease for lease in snapshot.leases if _can_be_cut_off(lease, devices)]
         self._looked = {one.id: self._looked[one.id] for one in asked if one.id in self._looked}
-        self._failed &= self._looked.keys()
+        self._failed.intersection_update(self._looked)
         now = self._sweep._clock()
         again = [one for one in asked if one.id in self._failed and not one.trouble]
         due = again or [one for one in asked if now - self._at(one) >= EVERY]
@@ -59,10 +59,11 @@ class Reach:
 
     async def _told(self, lease: Lease, reached: bool | None) -> None:
         """Take an answer.  Two in a row tell that a session is cut off; None, which is unknown, tells nothing."""
+        if reached is not False:
+            self._failed.discard(lease.id)
         if reached is None:
             return
         if reached:
-            self._failed.discard(lease.id)
             if lease.trouble:
                 await self._sweep.pool.ask("set_trouble", lease.id, "")
         elif lease.id not in self._failed:

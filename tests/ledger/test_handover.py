@@ -307,6 +307,17 @@ def test_a_session_that_lost_its_way_to_a_well_gpu_is_told_and_nothing_is_fenced
     assert bench.lease(lease).trouble == "" and len(bench.events(lease, "regained")) == 1
 
 
+def test_a_session_that_no_longer_answers_takes_nobody_elses_turn(bench: Examined) -> None:
+    lease, other = bench.ask("ada"), bench.ask("grace")
+    bench.reached[lease.session] = False
+    while lease.session not in bench.looked_into:
+        bench.pass_time()
+    bench.reached[lease.session] = None
+    bench.looked_into.clear()
+    bench.pass_time(13)
+    assert Counter(bench.looked_into)[other.session] >= 2 and bench.lease(lease).trouble == ""
+
+
 def test_on_a_sick_gpu_it_is_not_the_session(bench: Examined) -> None:
     lease = bench.ask("ada")
     bench.reached[lease.session] = False
