@@ -72,7 +72,7 @@ class Health(StrEnum):
     OK = "ok"
     SICK = "sick"
     LOST = "lost"
-    SUSPECT = "suspect"  # for a while: the launch check of an image that passes elsewhere has failed on it
+    SUSPECT = "suspect"  # a launch check that passes elsewhere has failed on it, or a session left something
     BARRED = "barred"  # it is well, but others use it, or its mode is not the configured one
 
 
@@ -128,8 +128,9 @@ class Device:
     simulated: bool = False
     instances: tuple[Instance, ...] = ()
     driver: str = ""  # its version; empty: unknown
-    foreign: str = ""
-    """A sentence about containers on it that are not the pool's.  It bars no grant."""
+    foreign: str = ""  # a sentence about containers on it that are not the pool's; it bars no grant
+    examined: bool = False  # whether its driver tells what a session has left on it: then it is asked
+    unclean: str = ""  # what a session has left on it, in words; until that has gone nothing is granted on it
     drain_at: float | None = None  # when sessions on it end at the earliest; None: it is not drained
     drain_by: str = ""
     drain_why: str = ""
@@ -275,8 +276,7 @@ class Lease:
     groups: tuple[str, ...]
     options: Mapping[str, Any]
     slices: tuple[Slice, ...]
-    gpus: float
-    """GPU-equivalents held, or wished for while queued where that is certain, else 0."""
+    gpus: float  # GPU-equivalents held, or wished for while queued where that is certain, else 0
     group: str  # whose limit the grant was counted against; empty when no group has one
     url: str
     runtime: Mapping[str, Any]  # by which the backend finds the session again (pid, port, …); never a secret
@@ -310,12 +310,14 @@ class Lease:
     absent_since: float | None = None
     doubt: str = ""
     doubt_since: float | None = None
+    gone_at: float | None = None  # when its session was proved gone whose slices are still examined, or were
+    trouble: str = ""  # what has befallen the session, in words for its owner; empty: nothing
     left_at: float | None = None  # since when no hub process has waited for it or launched it; None: one does
     reason: str = ""  # why it waits, is stopping or was closed
     stopped_by: str = ""
     image: str = ""  # what the session was launched from; empty: nothing of that kind
+    # The launch check: ``passed``, ``remembered``, ``at``, ``report``; empty: none is recorded.
     checked: Mapping[str, Any] = field(default_factory=dict)
-    """The launch check: ``passed``, ``remembered``, ``at``, ``report``; empty: none is recorded."""
     note: str = ""  # what its owner should know, such as a budget that runs out; empty: nothing
 
     @property

@@ -16,7 +16,7 @@ from sqlalchemy import or_, select, update
 from .. import fairness, placement
 from ..errors import Unavailable
 from ..model import NEW, Device, Lease, Request, Sample, Session, State
-from . import checks, hubs, observations, rows, transitions
+from . import checks, handing, hubs, observations, rows, transitions, troubles
 from . import schema as t
 from .admin import Admin
 from .checks import Check
@@ -204,18 +204,44 @@ class Ledger(Reader, Admin, Deliveries, Endings):
             self._serve(tx)  # a failed start leaves room for another launch
             return self._told(tx, lease, row.state)
 
-    def close(self, lease: str, *, actor: str, reason: str = "", judged: int | None = None) -> Lease:
-        """STOPPING → CLOSED, on proof that the session is gone; frees the slices and serves the queue."""
+    def close(
+        self, lease: str, *, actor: str, reason: str = "", judged: int | None = None, clean: bool = False
+    ) -> Lease:
+        """STOPPING → CLOSED, on proof that the session is gone; frees the slices and serves the queue.
+
+        Where slices can be examined the lease stays STOPPING until they were found ``clean``.
+        """
         with self.store.write() as tx:
             row = row_of(tx, lease)
             expect(row, State.STOPPING, version=judged)
-            transitions.free(tx, lease)
-            move(tx, row, State.CLOSED, actor=actor, action="close", reason=reason or row.reason,
-                 closed_at=tx.now, deadline_seconds=None, doubt="", doubt_since=None)  # fmt: skip
-            transitions.check(tx, lease)
-            closed = self._told(tx, lease, row.state)
-            self._serve(tx)
-            return closed
+            if not clean and handing.waits(tx, row):
+                handing.note_gone(tx, row, actor)
+                return transitions.reread(tx, lease)
+            return self._close(tx, row, actor, reason)
+
+    def set_aside(self, lease: str, left: Mapping[str, str], *, judged: int) -> Lease:
+        """STOPPING → CLOSED with something left on these devices: nothing is granted there until it is not."""
+        with self.store.write() as tx:
+            row = row_of(tx, lease)
+            expect(row, State.STOPPING, version=judged)
+            handing.mark(tx, left)
+            return self._close(tx, row, "service", "")
+
+    def mark_unclean(self, left: Mapping[str, str]) -> None:
+        """See :func:`handing.mark`; what is clean again is granted."""
+        with self.store.write() as tx:
+            if handing.mark(tx, left):
+                self._serve(tx)
+
+    def _close(self, tx: Transaction, row: Any, actor: str, reason: str) -> Lease:
+        lease = row.id
+        transitions.free(tx, lease)
+        move(tx, row, State.CLOSED, actor=actor, action="close", reason=reason or row.reason,
+             closed_at=tx.now, deadline_seconds=None, doubt="", doubt_since=None)  # fmt: skip
+        transitions.check(tx, lease)
+        closed = self._told(tx, lease, row.state)
+        self._serve(tx)
+        return closed
 
     def give_up(self, lease: str, *, actor: str, reason: str) -> bool:
         """QUEUED → CLOSED.  False when the lease is no longer queued."""
@@ -303,6 +329,11 @@ class Ledger(Reader, Admin, Deliveries, Endings):
         """See :func:`observations.doubt`."""
         with self.store.write() as tx:
             observations.doubt(tx, lease, why)
+
+    def set_trouble(self, lease: str, why: str) -> bool:
+        """See :func:`troubles.set_trouble`."""
+        with self.store.write() as tx:
+            return troubles.set_trouble(tx, lease, why)
 
     def adopt(self, found: Session, request: Request) -> Lease | None:
         """See :func:`transitions.adopt`."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 
 from ..errors import Rejected
 from ..model import Device
@@ -64,13 +64,19 @@ def drain(tx: Transaction, device: str | None, at: float | None, actor: str, why
 
 
 def undrain(tx: Transaction, device: str | None, actor: str, why: str) -> tuple[str, ...]:
-    """Put a device back into service (None: every one that is drained); returns those that were drained.
+    """Put a device back into service (None: every one that is drained); returns those that were not in service.
 
-    Raises Rejected (``no-device``, 404) for one that is not known.
+    Who names a device that is not clean takes it as it is.  Raises Rejected (``no-device``, 404) for one that is
+    not known.
     """
-    drained = set(tx.run(select(t.devices.c.id).where(t.devices.c.drained == 1)).scalars())
+    out = t.devices.c.drained == 1
+    if device is not None:
+        out = or_(out, t.devices.c.unclean != "")
+    drained = set(tx.run(select(t.devices.c.id).where(out)).scalars())
     found = tuple(key for key in _of(tx, device) if key in drained)
-    values = {"drained": 0, "drain_at": None, "drain_by": "", "drain_why": ""}
+    values: dict[str, Any] = {"drained": 0, "drain_at": None, "drain_by": "", "drain_why": ""}
+    if device is not None:
+        values["unclean"] = ""
     _write(tx, found, values, actor, "undrain", "back in service", why)
     return found
 

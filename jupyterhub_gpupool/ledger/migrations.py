@@ -126,6 +126,10 @@ def to_3(conn: Connection) -> None:
         "ALTER TABLE leases ADD COLUMN idle_samples INTEGER DEFAULT '0' NOT NULL",
         "ALTER TABLE leases ADD COLUMN low_samples INTEGER DEFAULT '0' NOT NULL",
         "ALTER TABLE leases ADD COLUMN signal VARCHAR(16) DEFAULT '' NOT NULL",
+        "ALTER TABLE devices ADD COLUMN examined INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE devices ADD COLUMN unclean TEXT DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN gone_at FLOAT",
+        "ALTER TABLE leases ADD COLUMN trouble TEXT DEFAULT '' NOT NULL",
     ):
         conn.exec_driver_sql(statement)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import bindparam, insert, select, update
@@ -19,6 +19,7 @@ from . import schema as t
 from .checks import end_suspicions
 from .store import Transaction
 from .transitions import expect, note, row_of, set_columns
+from .troubles import tell_holders
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +315,7 @@ def sync_inventory(tx: Transaction, found: Sequence[Device], suspect_for: float)
                         f"{row.health}→{item.health}: {item.health_reason}",
                         device=item.id,
                     )
+                    tell_holders(tx, item, row.health)
     for row in known.values():
         if row.health != Health.LOST:
             why = "the inventory no longer sees it"
@@ -323,6 +325,8 @@ def sync_inventory(tx: Transaction, found: Sequence[Device], suspect_for: float)
                 .values(health=Health.LOST.value, health_reason=why)
             )
             note(tx, "service", "device-health", f"{row.health}→{Health.LOST}: {why}", device=row.id)
+            gone = replace(rows.device(row), health=Health.LOST, health_reason=why)
+            tell_holders(tx, gone, row.health)
             changed = True
     if changed:
         tx.run(update(t.pool).values(inventory=t.pool.c.inventory + 1))

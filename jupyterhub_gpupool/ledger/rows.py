@@ -44,6 +44,8 @@ def device(row: Any) -> Device:
     health, reason = Health(row.health), row.health_reason
     if health is Health.OK and row.suspect_until is not None:
         health, reason = Health.SUSPECT, row.suspect_reason
+    if health in (Health.OK, Health.SUSPECT) and row.unclean:
+        health, reason = Health.SUSPECT, row.unclean
     return Device(
         id=row.id,
         node=row.node,
@@ -63,6 +65,8 @@ def device(row: Any) -> Device:
         drain_at=row.drain_at if row.drained else None,
         drain_by=row.drain_by,
         drain_why=row.drain_why,
+        examined=bool(row.examined),
+        unclean=row.unclean,
     )
 
 
@@ -81,6 +85,7 @@ def device_values(found: Device) -> dict[str, Any]:
         "health_reason": found.health_reason,
         "simulated": int(found.simulated),
         "driver": found.driver,
+        "examined": int(found.examined),
         "instances": dump([plain(i) for i in found.instances]),
     }
 
@@ -181,6 +186,8 @@ def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
         absent_since=row.absent_since,
         doubt=row.doubt,
         doubt_since=row.doubt_since,
+        gone_at=row.gone_at,
+        trouble=row.trouble,
         left_at=row.left_at,
         reason=row.reason,
         stopped_by=row.stopped_by,

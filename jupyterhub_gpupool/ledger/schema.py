@@ -112,6 +112,8 @@ devices = Table(
     Column("drain_at", Float),  # when the sessions on a drained device end at the earliest
     Column("drain_by", String(255), nullable=False, server_default=""),
     Column("drain_why", Text, nullable=False, server_default=""),
+    Column("examined", Integer, nullable=False, server_default="0"),
+    Column("unclean", Text, nullable=False, server_default=""),  # what a session has left; beside the health
     CheckConstraint("used >= 0 AND used <= cells"),
 )
 
@@ -179,6 +181,8 @@ leases = Table(
     Column("idle_samples", Integer, nullable=False, server_default="0"),  # looks that make up idle_seconds
     Column("low_samples", Integer, nullable=False, server_default="0"),  # looks in a row that saw little use
     Column("signal", String(16), nullable=False, server_default=""),  # which one decided the verdict
+    Column("gone_at", Float),  # when its session was proved gone; set where its slices are examined
+    Column("trouble", Text, nullable=False, server_default=""),
     UniqueConstraint("owner", "server", "open_key"),
     UniqueConstraint("id", "held"),
     CheckConstraint("(open_key IS NULL) = (state = 'closed')"),

@@ -46,7 +46,7 @@ def problems(conn: Connection) -> list[str]:
 
 
 def _rules(conn: Connection) -> list[str]:
-    """Whether edits of limits can be read, drains say since when, and idle days sum to the leases' totals."""
+    """Whether edits of limits can be read, drains say since when, who is gone ends, and idle days sum up."""
     found = []
     for row in conn.execute(select(t.limits)):
         try:
@@ -56,6 +56,11 @@ def _rules(conn: Connection) -> list[str]:
     for device in conn.execute(select(t.devices)):
         if bool(device.drained) != (device.drain_at is not None):
             found.append(f"{device.id} is drained without a time, or has a time without being drained")
+    for key, state in conn.execute(
+        select(t.leases.c.id, t.leases.c.state).where(t.leases.c.gone_at.is_not(None))
+    ):
+        if state not in (State.STOPPING, State.CLOSED):
+            found.append(f"lease {key} is {state}, though its session is gone")
     sums = select(t.idle_days.c.lease, func.sum(t.idle_days.c.seconds)).group_by(t.idle_days.c.lease)
     idle = dict(conn.execute(sums).all())
     for key, total in conn.execute(select(t.leases.c.id, t.leases.c.idle_total)):

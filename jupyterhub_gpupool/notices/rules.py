@@ -8,14 +8,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..model import Lease, State
+from ..model import HOLDING, Lease, State
 
 WARNING, RECLAIMED, STARTED, BUDGET, DEVICE = "warning", "reclaimed", "started", "budget", "device"
+UNWELL = "unwell"
 EVENTS = {
     WARNING: "A session of mine will be stopped",
     RECLAIMED: "A session of mine was stopped",
     STARTED: "A session that I waited for has started",
     BUDGET: "My GPU-hours run out",
+    UNWELL: "The GPU of a session of mine fails",
 }
 """What people are told, in the words of their choice."""
 
@@ -26,13 +28,19 @@ CHANNELS = {MAIL: "Mail", WEBHOOK: "Chat"}
 SEEN_BY = ("page", "jupyterlab")
 """What can show a warning to the person themself."""
 
-ACTIONS = frozenset({"warn", "close", "activate", "budget", "device-health"})
+ACTIONS = frozenset({"warn", "close", "activate", "budget", "device-health", "unclean", "unwell", "cut-off"})
 """Events of the audit trail of which something may be told."""
 
 LOST = (
     "What is only in memory (running kernels, variables, unsaved changes) and files outside the home folder."
 )
 KEPT = "Files in the home folder."
+
+FAILS = (
+    "What is computed on it may be wrong or fail. Save your work, then stop the server and start it again: you get "
+    "another GPU."
+)
+"""What the owner of a session on a GPU that is not well should know."""
 
 LONGEST_PAUSE = 3600.0
 """Seconds between two tries at the most."""
@@ -145,6 +153,8 @@ def _of_lease(rules: Rules, lease: Lease, seen: Occasion) -> Notice | None:
             return _started(rules, lease, seen)
         case "budget":
             return _budget(rules, lease, seen)
+        case "unwell" | "cut-off" if lease.state in HOLDING:
+            return _unwell(rules, lease, seen)
     return None
 
 
@@ -209,9 +219,20 @@ def _budget(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
     return replace(made, once_in=DAY)
 
 
+def _unwell(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
+    """The GPU under a session fails, or the session has lost the access to it."""
+    name = _name(rules, lease)
+    lines = [f"Session: {name}", f"{seen.reason.rstrip('.')}."]
+    if seen.action == "unwell":
+        lines.append(FAILS)
+    facts = {"reason": line(seen.reason), "device_is_well": seen.action != "unwell"}
+    lines += _more(rules, "The session")
+    return _notice(rules, lease, seen, UNWELL, f"The GPU of your session {name} fails", lines, facts)
+
+
 def _device(rules: Rules, seen: Occasion) -> Notice | None:
     """A device that is no longer well; for those who run the pool."""
-    if seen.action != "device-health" or "→ok" in seen.reason.partition(":")[0]:
+    if seen.action not in ("device-health", "unclean") or "→ok" in seen.reason.partition(":")[0]:
         return None
     subject = f"GPU {seen.device} is not well"
     lines = [f"GPU: {seen.device}", f"Health: {seen.reason}.", *_more(rules, "The pool")]

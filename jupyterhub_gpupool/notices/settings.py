@@ -90,8 +90,9 @@ class GPUPoolNotices(LoggingConfigurable):
 
     events = Dict(
         help="""Channels (``"mail"``, ``"webhook"``) by event: ``warning`` (a session will be stopped), ``reclaimed``
-        (it was), ``started`` (after waiting), ``budget`` (80 % of the GPU-hours are used), ``device`` (a GPU is not
-        well; for ``admins``). People choose among these on their page. Example: ``{"warning": ["mail"]}``.""",
+        (it was), ``started`` (after waiting), ``budget`` (80 % of the GPU-hours are used), ``unwell`` (the GPU of
+        a session is sick, lost or out of its reach), ``device`` (a GPU is not well or not clean; for ``admins``).
+        People choose among these on their page. Example: ``{"warning": ["mail"]}``.""",
     ).tag(config=True)
 
     mandatory = List(

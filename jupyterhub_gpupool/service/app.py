@@ -46,7 +46,12 @@ MAX_BODY = 64 * 1024
 """Bytes of a request's body; nothing that the service takes is larger."""
 
 
-MOST_SECONDS = {"undelivered_max": 366 * 86400, "before_reclaim_timeout": 600, "session_timeout": 60}
+MOST_SECONDS = {
+    "undelivered_max": 366 * 86400,
+    "before_reclaim_timeout": 600,
+    "session_timeout": 60,
+    "hand_over_timeout": 86400,
+}
 """What is allowed, by trait."""
 
 
@@ -148,6 +153,14 @@ class GPUPoolService(Application):
         the GPU decides alone. Example: ``5``.""",
     ).tag(config=True)
 
+    hand_over_timeout = Float(
+        120,
+        help="""Seconds for which the slices of a session that has ended stay with its lease while something is left
+        on them (a process, memory in use) or the driver is silent. After that the lease is closed, its GPU becomes
+        suspect with the reason, admins are told, and nothing is granted on it until it is clean. At most 86400. 0: at
+        once. Example: ``300``.""",
+    ).tag(config=True)
+
     @validate("sweep_interval", "absence_interval")
     def _valid_seconds(self, proposal: Any) -> float:
         least = 0.5
@@ -157,7 +170,7 @@ class GPUPoolService(Application):
             )
         return float(proposal.value)
 
-    @validate("undelivered_max", "before_reclaim_timeout", "session_timeout")
+    @validate("undelivered_max", "before_reclaim_timeout", "session_timeout", "hand_over_timeout")
     def _valid_patience(self, proposal: Any) -> float | None:
         most = MOST_SECONDS[proposal.trait.name]
         if proposal.value is not None and not 0 <= proposal.value <= most:
@@ -191,6 +204,7 @@ class GPUPoolService(Application):
                 self.absence_interval,
                 undelivered_max=self.undelivered_max,
                 before_reclaim_timeout=self.before_reclaim_timeout,
+                hand_over_timeout=self.hand_over_timeout,
             ),
             metrics,
             log=self.log,

@@ -160,6 +160,7 @@ class PoolCollector(Collector):
         families = _families()
         families["queue"].add_metric([], len(snapshot.queue))
         _add_devices(families, snapshot)
+        families["doubt"].add_metric([], sum(bool(lease.doubt) for lease in snapshot.leases))
         for lease in snapshot.leases:
             held = [(shapes.slice_id(part), part.device) for part in lease.slices]
             for part, device in held or [("", "")]:
@@ -170,6 +171,10 @@ class PoolCollector(Collector):
 def _families() -> dict[str, GaugeMetricFamily]:
     return {
         "queue": GaugeMetricFamily("gpupool_queue_length", "Requests that wait"),
+        "doubt": GaugeMetricFamily(
+            "gpupool_leases_in_doubt",
+            "Leases of which the truth is unknown, or whose slices are not clean yet",
+        ),
         "health": GaugeMetricFamily(
             "gpupool_device_health",
             "1 for a device that may be granted, 0 for one that is sick, suspect, barred or lost",

@@ -277,6 +277,8 @@ def lease(
         "memory_used_mib": item.memory_used_mib,
         "sampled_at": iso(item.sampled_at),
         "doubt": item.doubt or None,
+        "doubt_since": iso(item.doubt_since),
+        "trouble": telling.trouble(item, devices),
         "reason": item.reason or None,
         "advice": books.advice(item, now) or None,
         "image": item.image or None,

@@ -26,8 +26,10 @@ from ..sessions import Sessions
 from ..signals import Work
 from .before import Before
 from .calls import calls_on, note_on
+from .handover import HandOver
 from .hub import Server
 from .probing import Prober
+from .reach import Reach
 from .tidy import Tidy
 
 T = TypeVar("T")
@@ -67,6 +69,7 @@ class Rules:
     backend_timeout: float = 30.0
     undelivered_max: float | None = 4 * 3600.0
     before_reclaim_timeout: float = 30.0
+    hand_over_timeout: float = 120.0
 
 
 class Sweep:
@@ -99,6 +102,8 @@ class Sweep:
         self._leading = False
         self.before = Before(self)
         self.tidy = Tidy(self)
+        self.hand_over = HandOver(self)
+        self.reach = Reach(self)
         self.last_success: float | None = None
         self.last_problem = "no sweep yet"
 
@@ -120,6 +125,7 @@ class Sweep:
             self._leading, self._looked_at = False, None
         if not self._leading:
             await self.pool.ask("restart_warnings", self.rules.mode)
+            await self.hand_over.recall()
             self._leading = True
         devices = await self.ask(self.inventory.devices)
         if devices is not None and await self.pool.ask("sync_inventory", devices):
@@ -135,7 +141,10 @@ class Sweep:
                 await self.pool.ask("settle")
             snapshot = await self.pool.ask("snapshot")
         await self._judge(snapshot, listed)
-        await self.tidy.leases(await self.pool.ask("snapshot"), listed)
+        snapshot = await self.pool.ask("snapshot")
+        await self.tidy.leases(snapshot, listed)
+        await self.hand_over.examine(snapshot, listed)
+        await self.reach.look(snapshot)
         await self.pool.ask("expire_queue")
         await self.pool.ask("expect", {profile.slug: profile.wish for profile in self.pool.offer.values()})
         faults.point("sweep.tidied")
@@ -363,7 +372,7 @@ class Sweep:
                 await self.hub.stop(lease.user, lease.server)
                 return
             lease = await self.pool.ask("lease", lease.id)  # granted in this very moment
-        if lease.state is State.CLOSED:
+        if lease.state is State.CLOSED or lease.gone_at is not None:
             return
         if lease.state in (State.STARTING, State.ACTIVE):
             lease = await self.pool.move("begin_stop", lease, actor=actor, reason="released")

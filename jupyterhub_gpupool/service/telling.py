@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from ..ledger import Delivery, Ending
-from ..model import Lease, State
-from ..notices import KEPT, LOST, why_ended
+from ..model import Device, Health, Lease, State
+from ..notices import FAILS, KEPT, LOST, why_ended
 from .words import UNEXTENDABLE, extension_in_words, rule_in_words
 
 Shape = dict[str, Any]
+
+RUNS = (State.STARTING, State.ACTIVE)
 
 RUNNING = "running"
 """State of a script of which nobody has written the end."""
@@ -97,6 +99,16 @@ def time_left(item: Lease, now: float | None, mode: str) -> float | None:
 def why(item: Lease) -> str | None:
     """Why a session ends or has ended, in plain words."""
     return why_ended(item) if item.state in (State.STOPPING, State.CLOSED) and item.granted_at else None
+
+
+def trouble(item: Lease, devices: Mapping[str, Device]) -> str | None:
+    """What has befallen a session, for its owner: its GPU is not well, or it cannot open it; None: nothing."""
+    held = [devices.get(part.device) for part in item.slices] if item.state in RUNS else []
+    for device in held:
+        if device is not None and device.health in (Health.SICK, Health.LOST):
+            why = device.health_reason.rstrip(".") or "no reason is known"
+            return f"The GPU of this session is {device.health}: {why}. {FAILS}"
+    return item.trouble or None if item.state in RUNS else None
 
 
 def again(item: Lease) -> str | None:

@@ -120,6 +120,8 @@ class Tidy:
                 self._log.warning("lease=%s waits for the next sweep: %s", lease.id, problem.message)
 
     async def _one(self, lease: Lease, presence: Presence) -> None:
+        if lease.gone_at is not None and presence is not Presence.PRESENT:
+            return  # it is examined, not looked for
         if presence is Presence.UNKNOWN:
             await self._pool.ask("doubt", lease.id, "the backend does not say whether its session is there")
             return

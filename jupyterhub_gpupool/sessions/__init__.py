@@ -71,6 +71,10 @@ class Sessions(Protocol):
         """
         ...
 
+    def reaches(self, name: str) -> bool | None:
+        """Whether a session can still open the driver of its GPUs; None where nobody can say.  Does not raise."""
+        ...
+
     def foreign(self) -> tuple[Foreign, ...] | None:
         """Find what others run on this machine's GPUs; None when the backend did not answer.  Does not raise."""
         ...

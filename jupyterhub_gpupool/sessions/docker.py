@@ -21,7 +21,7 @@ from ..containment import LABEL
 from ..containment.readback import unlike
 from ..model import Lease, Presence, Process, Session
 from . import Foreign, marked_cells
-from .inside import Ran, execute, is_script, tail_of
+from .inside import OPEN, OPEN_TIMEOUT, Ran, execute, is_script, opens, tail_of
 from .script import SCRIPT, ScriptEnd
 from .telemetry import processes_of
 
@@ -238,6 +238,17 @@ class DockerSessions:
             log.warning("The script %s of container %s cannot be run: %s", SCRIPT, name, problem)
             return ScriptEnd("failed", None, tail_of(raw) or "The engine could not run it.")
         return ScriptEnd("done", ran.status, tail_of(raw))
+
+    def reaches(self, name: str) -> bool | None:
+        """See :class:`Sessions`; a session that is paused or does not answer tells nothing."""
+        try:
+            found = self._of(name)
+            if found is None or not self._mine(found):
+                return None
+            return opens(self.run(found["Id"], OPEN, timeout=OPEN_TIMEOUT, environment={"LC_ALL": "C"}))
+        except ENGINE_ERRORS as problem:
+            log.warning("Container %s cannot be asked for its GPU: %s", name, problem)
+            return None
 
     def _of(self, name: str) -> Mapping[str, Any] | None:
         """The container of a session: by its labels, which nobody can change, else by its name."""

@@ -24,6 +24,13 @@ GO_SPECIAL = 0x8F280000
 """Bits of a mode as Go writes it for all that is no plain file: folder, link, device, pipe, socket, …"""
 
 
+OPEN = ("sh", "-c", ": < /dev/nvidiactl")
+"""Opens the driver and does nothing with it."""
+OPEN_TIMEOUT = 5.0
+FORBIDDEN = "not permitted"
+"""How the kernel's refusal is called that the rules of a container's devices make; one for its mode is another."""
+
+
 class Ran(NamedTuple):
     """How a command in a session ended, and what it wrote."""
 
@@ -88,6 +95,13 @@ def _apart(raw: bytes) -> tuple[bytes, bytes]:
         parts.setdefault(kind, []).append(raw[at + 8 : at + 8 + size])
         at += 8 + size
     return b"".join(parts[1]), b"".join(parts[2])
+
+
+def opens(ran: Ran) -> bool | None:
+    """Whether :data:`OPEN` could; None where it failed for anything else than the rules of the container."""
+    if ran.status == 0:
+        return True
+    return False if FORBIDDEN in ran.err else None
 
 
 def tail_of(raw: bytearray) -> str:

@@ -165,6 +165,9 @@ class LocalSessions:
             f"{name} is {told.get(name)!r}" for name, value in wanted.items() if told.get(name) != value
         )
 
+    def reaches(self, name: str) -> None:
+        """Not told: a process of the hub's own account can open what the hub can."""
+
     def foreign(self) -> tuple[Foreign, ...]:
         """Nothing: who else's processes are on a GPU is the driver's to say."""
         return ()

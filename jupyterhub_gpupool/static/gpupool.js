@@ -101,7 +101,7 @@ function fillLease(card, lease) {
   const active = state === "active";
   card.dataset.state = state;
   setText(card, "title", title(lease.profile));
-  for (const name of ["state", "user", "server", "slice", "enforcement", "place", "reason", "doubt", "group", "note"])
+  for (const name of ["state", "user", "server", "slice", "enforcement", "place", "reason", "doubt", "trouble", "group", "note"])
     setText(card, name, lease[name]);
   setText(card, "wait", lease.wait_words);
   setText(card, "rule", lease.rule_words);
@@ -129,6 +129,7 @@ function fillLease(card, lease) {
   show(card, "memory", active && lease.memory_mib !== null);
   show(card, "open", ["queued", "starting", "active"].includes(state));
   show(card, "doubt", Boolean(lease.doubt));
+  show(card, "trouble", Boolean(lease.trouble));
   fillCheck(card, lease);
   fillButtons(card, lease);
   fillWarning(card, lease);

@@ -218,6 +218,8 @@ def _notes(sessions: list[Lease]) -> Iterator[str]:
     for item in sessions:
         if item.doubt:
             yield f"! {item.user}, {item.profile}: {item.doubt}"
+        elif item.trouble:
+            yield f"! {item.user}, {item.profile}: {item.trouble}"
         elif item.state is State.STOPPING and item.reason:
             yield f"  {item.user}, {item.profile}: stopping, {item.reason}"
 

@@ -79,6 +79,12 @@ def test_a_session_has_its_gpu_and_loses_it_when_it_does_nothing(
     gpu.rates, gpu.processes[0].sm = 0, 0
     machine.write()
     until(lambda: now(hub, lease).warned_at is not None, "the warning")
+    # The container goes, and the driver still names a process of it: the GPU waits.
+    until(lambda: f"pid {pid}" in now(hub, lease).doubt, "what is left on the GPU")
+    assert now(hub, lease).state == "stopping" and not hub.exists(lease)
+    assert hub.lease_of("ada", "") is not None
+    gpu.processes, gpu.used = [], 4
+    machine.write()
     hub.wait_gone("ada")
     closed = now(hub, lease)
     assert closed.stopped_by == "service" and not hub.exists(lease)
@@ -103,4 +109,7 @@ def test_a_mig_instance_is_shown_by_its_own_uuid(hub: HubUnderDocker, machine: M
     assert now(hub, lease).state == "active"
     hub.reachable(lease)
     assert hub.delete("ada").status_code in (202, 204)  # and nobody is held up
+    until(lambda: "not known" in now(hub, lease).doubt, "the slice to be in doubt")
+    machine.hangs, machine.gpus[1].processes, part.used = [], [], 12
+    machine.write()
     hub.wait_gone("ada")

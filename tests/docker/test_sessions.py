@@ -96,6 +96,26 @@ def there(engine: Engine, name: str) -> bool:
     return False
 
 
+# --- the way to the GPU --------------------------------------------------------------------------------
+
+
+def test_a_container_that_may_not_open_its_gpu_is_told_from_one_that_can(
+    sessions: DockerSessions, launch: Launch
+) -> None:
+    """A node that is there and whose opening the device rules forbid is what `systemctl daemon-reload` leaves."""
+    made = launch("reaches", user="0", cap_add=["MKNOD"])
+    assert sessions.reaches("reaches") is None, "there is no driver in it"
+    made.exec_run(["mknod", "-m", "666", "/dev/nvidiactl", "c", "195", "255"])
+    assert sessions.reaches("reaches") is False
+    made.exec_run(["rm", "/dev/nvidiactl"])
+    made.exec_run(["mknod", "-m", "666", "/dev/nvidiactl", "c", "1", "3"])
+    assert sessions.reaches("reaches") is True
+    made.pause()
+    assert sessions.reaches("reaches") is None
+    made.unpause()
+    assert sessions.reaches("never") is None
+
+
 # --- look and list -------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from jupyterhub_gpupool.devices import Condition, Readings
 from jupyterhub_gpupool.devices.nvidia.inventory import NvidiaDevices
-from jupyterhub_gpupool.model import Device, Health, Kind, Process, Session, Wish
+from jupyterhub_gpupool.model import Device, Health, Kind, Presence, Process, Session, Wish
 from jupyterhub_gpupool.service import metrics
 from jupyterhub_gpupool.service.app import GPUPoolService
 from jupyterhub_gpupool.service.metrics import Metrics
@@ -43,8 +43,17 @@ class Pool(Bench):
         self.passed.append(processes)
         return self.real.sample(slices, processes)
 
+    def recall(self, devices: tuple[Device, ...]) -> None:
+        self.real.recall(devices)
+
+    def residues(self, *asked: Any) -> Mapping[str, Any]:
+        return self.real.residues(*asked)
+
+    def reaches(self, name: str) -> bool:
+        return True
+
     def list(self) -> tuple[Session, ...] | None:
-        found = super().list()
+        found = tuple(one for one in super().list() if self.ledger.lease(one.lease).gone_at is None)  # type: ignore[union-attr]
         return found and tuple(
             Session(
                 one.name,
@@ -58,6 +67,10 @@ class Pool(Bench):
             )
             for one in found
         )
+
+    def look(self, names: Collection[str]) -> dict[str, Presence]:
+        there = {one.name for one in self.list() or ()}
+        return {name: Presence.PRESENT if name in there else Presence.ABSENT for name in names}
 
     def device(self, key: str) -> Device:
         return next(one for one in self.ledger.snapshot().devices if one.id == key)
@@ -103,6 +116,10 @@ def test_a_session_is_kept_while_it_works_and_taken_back_when_it_does_not(
     bench.pass_time(4)
     assert states(bench, lease) == ("active", "warn")
     bench.pass_time(3)
+    assert bench.lease(lease).state == "stopping" and f"pid {MINE}" in bench.lease(lease).doubt
+    gpu.processes, gpu.used = [], 4  # it has ended with its session
+    there.write()
+    bench.pass_time()
     assert bench.lease(lease).state == "closed"
     assert bench.counters.reclaims == ["idle"]
 

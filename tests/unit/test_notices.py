@@ -73,6 +73,11 @@ def occasion(action: str, lease: Lease | None = LEASE, **more: Any) -> Occasion:
         (occasion("budget"), "budget"),
         (occasion("device-health", None, owner=None, device="GPU-a", reason="ok→sick: Xid 79"), "device"),
         (occasion("device-health", None, owner=None, device="GPU-a", reason="sick→ok: "), None),
+        (occasion("unclean", None, owner=None, device="GPU-a", reason="2 GiB are still in use"), "device"),
+        (occasion("clean", None, owner=None, device="GPU-a", reason="it is clean again"), None),
+        (occasion("unwell", reason="its GPU GPU-a is sick: XID 79"), "unwell"),
+        (occasion("unwell", ENDED, reason="its GPU GPU-a is sick: XID 79"), None),
+        (occasion("cut-off", reason="it can no longer open its GPU"), "unwell"),
         (occasion("device-new", None, owner=None, device="GPU-a", reason="A100"), None),
         (occasion("request"), None),
     ],
@@ -84,6 +89,14 @@ def test_what_is_told_of_an_event(seen: Occasion, told: str | None) -> None:
         assert notice.user == ("" if told == "device" else "ada")
         assert notice.warning == ("w1" if told == "warning" else "")
         assert "https://hub.example" in notice.text
+
+
+def test_a_sick_gpu_and_a_session_that_lost_its_gpu_are_told_apart() -> None:
+    sick = decide(RULES, occasion("unwell", reason="its GPU GPU-a is sick: XID 79"))[0]
+    assert "XID 79" in sick.text and "another GPU" in sick.text and sick.facts["device_is_well"] is False
+    cut = decide(RULES, occasion("cut-off", reason="it can no longer open its GPU"))[0]
+    assert "no longer open its GPU." in cut.text and "another GPU" not in cut.text
+    assert cut.facts["device_is_well"] is True
 
 
 def test_a_warning_says_why_what_is_lost_and_from_when_it_counts() -> None:

@@ -56,6 +56,12 @@ FAULTS = {
 }
 
 
+ERRORS = "{} memory errors that could not be corrected"
+ROWS = "{} rows of its memory were replaced after errors that could not be corrected"
+_EVENT = ("XID ", "a memory error that could not be corrected at", "it became unavailable at")
+"""How the reasons begin that rest on an event alone, which nobody can ask for again."""
+
+
 def judge_fault(code: int) -> tuple[Health, str]:
     """The health of a GPU whose own calls fail with this error."""
     return FAULTS.get(code, (Health.SICK, f"the driver answers with error {code}"))
@@ -67,7 +73,7 @@ class Watch:
     def __init__(self, ignored: Collection[int], heal_after: float) -> None:
         self._ignored, self._heal_after = frozenset(ignored), heal_after
         self._trouble: dict[str, tuple[float, str]] = {}
-        self._errors: dict[str, int] = {}
+        self._counted: dict[tuple[str, str], int] = {}
 
     def note(self, events: Iterable[Facts], now: float) -> list[str]:
         """Take events; returns a sentence for each that makes a GPU sick."""
@@ -94,6 +100,16 @@ class Watch:
                 return f"it became unavailable at {at}"
         return ""
 
+    def recall(self, uuid: str, reason: str, now: float) -> None:
+        """Take an event that an earlier process has seen; anything else the card itself tells anew."""
+        if reason.startswith(_EVENT):
+            self._trouble.setdefault(uuid, (now, reason))
+
+    def trouble(self, uuid: str, now: float) -> str:
+        """The event for which a GPU is sick now; empty: none."""
+        at, reason = self._trouble.get(uuid, (0.0, ""))
+        return reason if reason and now - at < self._heal_after else ""
+
     def judge(self, gpu: Facts, now: float) -> tuple[Health, str]:
         """Say whether a GPU that answers is well, and if not, why."""
         kept, uuid = gpu["health"], gpu["uuid"]
@@ -109,18 +125,19 @@ class Watch:
                 return Health.SICK, "rows of its memory wait to be replaced: it has to be reset"
         if kept["retired"]:
             return Health.SICK, "pages of its memory wait to be retired: it has to be reset"
-        self._count_errors(uuid, kept["ecc"], now)
-        at, reason = self._trouble.get(uuid, (0.0, ""))
-        if reason and now - at < self._heal_after:
+        self._count(uuid, "ecc", kept["ecc"], ERRORS, now)
+        if kept["remapped"] is not None:
+            self._count(uuid, "rows", kept["remapped"][1], ROWS, now)
+        if reason := self.trouble(uuid, now):
             return Health.SICK, reason
         self._trouble.pop(uuid, None)
         return Health.OK, ""
 
-    def _count_errors(self, uuid: str, errors: int | None, now: float) -> None:
-        """Errors can be counted whose event nobody took, as while the helper process was away."""
-        if errors is None:
+    def _count(self, uuid: str, what: str, count: int | None, words: str, now: float) -> None:
+        """What the card counts tells of events that nobody took, as while the helper process was away."""
+        if count is None:
             return
-        before = self._errors.get(uuid, errors)
-        self._errors[uuid] = errors
-        if errors > before and uuid not in self._trouble:
-            self._trouble[uuid] = now, f"{errors - before} memory errors that could not be corrected"
+        before = self._counted.get((uuid, what), count)
+        self._counted[uuid, what] = count
+        if count > before and not self.trouble(uuid, now):
+            self._trouble[uuid] = now, words.format(count - before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,12 @@ from traitlets import Dict, Float, Integer, List, TraitError, Unicode, default, 
 from traitlets.config import LoggingConfigurable
 
 from ...model import Device, Health, Mode, Process, Slice
-from .. import Readings
+from .. import Readings, Residue
 from .attribution import Attribution, Shown
 from .health import APPLICATION_XIDS, Watch, judge_fault
 from .helper import Broken, Helper, Silent
 from .layout import Wanted, device_of
+from .remains import Remains, find
 
 NO_GPU = "The NVIDIA driver works, but it sees no GPU."
 
@@ -101,6 +102,8 @@ class NvidiaDevices(LoggingConfigurable):
         self._wanted = Wanted(tuple(self.exclude), dict(self.modes))
         self._watch = Watch(self.ignored_xids, self.heal_after)
         self._attribution = Attribution(tuple(self.ignored_programs), shown)
+        self._remains = Remains(tuple(self.ignored_programs), shown)
+        self._measured: Sequence[Any] = ()  # the GPUs as the last look found them
         self._known: dict[str, Device] = {}  # every GPU that has ever answered, as it was then
         self._said: dict[str, tuple[str, ...]] = {}
         self.state = ""
@@ -206,7 +209,9 @@ class NvidiaDevices(LoggingConfigurable):
             found = self._helper.ask("sample")
         except Silent as silent:
             self._enter(silent.message)
+            self._measured = ()
             return Readings()
+        self._measured = found["gpus"]
         self._fill_in(found["gpus"])
         readings = self._attribution.look(found["gpus"], self._known, slices, processes)
         self._say(
@@ -219,6 +224,57 @@ class NvidiaDevices(LoggingConfigurable):
             ),
         )
         return readings
+
+    def recall(self, devices: tuple[Device, ...]) -> None:
+        """Take the GPUs that this machine had when the service last looked, with the events of sick ones.
+
+        So a driver that is broken at the start is said to be, instead of that there are no GPUs.
+        """
+        for device in devices:
+            facts = {"index": device.index, "uuid": device.id, "name": device.model}
+            mine = device.node == self.node and not device.simulated and not self._wanted.leaves_out(facts)
+            if mine and device.health is not Health.LOST:
+                self._known.setdefault(device.id, device)
+                if device.health is Health.SICK:
+                    self._watch.recall(device.id, device.health_reason, self._clock())
+
+    def residues(
+        self,
+        asked: Collection[tuple[str, str]],
+        held: Collection[str],
+        processes: Mapping[str, tuple[Process, ...] | None],
+    ) -> Mapping[str, Residue]:
+        """Look at parts on which no session should be any more; see :class:`Examiner`."""
+        self._remains.learn(self._measured, {*held, *(part for _, part in asked)})
+        if not asked:
+            return {}
+        try:
+            found = self._helper.ask("remains")
+        except Silent as silent:
+            self._enter(silent.message)
+            return {part: Residue() for _, part in asked}
+        for sentence in self._watch.note(found["events"], self._clock()):
+            self.log.error("%s", sentence)
+        ours = {one.pid for listed in processes.values() for one in listed or ()}
+        # Where others may be, processes of a session of which none are known look like left ones.
+        unclear = held if None in processes.values() else ()
+        return {
+            part: Residue()
+            if part in unclear
+            else self._residue(found["gpus"], gpu, part, part in held, ours)
+            for gpu, part in asked
+        }
+
+    def _residue(
+        self, gpus: Sequence[Any], gpu: str, part: str, shared: bool, ours: Collection[int]
+    ) -> Residue:
+        if find(gpus, gpu) is None:
+            return Residue()
+        if trouble := self._watch.trouble(gpu, self._clock()):
+            return Residue(True, trouble)
+        facts = find(gpus, part)
+        # An instance that is no more holds nothing, and nobody is given it again.
+        return Residue(True) if facts is None else self._remains.of(facts, shared=shared, ours=ours)
 
     def _fill_in(self, gpus: Sequence[Any]) -> None:
         """Ask elsewhere for the use of MIG instances with processes, where the driver leaves it unknown."""

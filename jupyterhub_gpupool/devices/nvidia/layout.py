@@ -66,6 +66,7 @@ def device_of(gpu: Facts, node: str, driver: str, wanted: Wanted) -> tuple[Devic
         health_reason=barred,
         instances=instances,
         driver=driver,
+        examined=True,
         numa=gpu["numa"],
         links=tuple(sorted(gpu["links"].items())),
     )

@@ -42,20 +42,15 @@ class Meter:
 
     def measure(self, handles: dict[int, Any]) -> list[Facts]:
         """Measure the GPUs behind these handles; one that is out of reach is told by its error."""
-        found = []
         seen: set[tuple[str, int]] = set()
-        for index, handle in handles.items():
-            uuid = None
-            try:
-                uuid = binding.text(ask("nvmlDeviceGetUUID", handle))
-                found.append({"uuid": uuid, **self._gpu(uuid, handle, seen)})
-            except Refused as refused:
-                if refused.of_driver:
-                    raise
-                found.append({"index": index, "uuid": uuid, "fault": refused.code})
+        found = _each(handles, lambda uuid, handle: self._gpu(uuid, handle, seen))
         for key in set(self._gpm) - seen:
             binding.gpm_free(self._gpm.pop(key)[1])
         return found
+
+    def remains(self, handles: dict[int, Any]) -> list[Facts]:
+        """Say what uses the GPUs at this moment; changes nothing of what is measured from look to look."""
+        return _each(handles, lambda _, handle: _remains(handle))
 
     def _gpu(self, uuid: str, handle: Any, seen: set[tuple[str, int]]) -> Facts:
         memory = binding.memory(handle)
@@ -163,3 +158,40 @@ class Meter:
             binding.gpm_free(last[1])
         self._gpm[key] = uuid, sample, now, use
         return use
+
+
+def _each(handles: dict[int, Any], look: Callable[[str, Any], Facts]) -> list[Facts]:
+    """Look at the GPUs behind these handles; one that is out of reach is told by its error."""
+    found = []
+    for index, handle in handles.items():
+        uuid = None
+        try:
+            uuid = binding.text(ask("nvmlDeviceGetUUID", handle))
+            found.append({"uuid": uuid, **look(uuid, handle)})
+        except Refused as refused:
+            if refused.of_driver:
+                raise
+            found.append({"index": index, "uuid": uuid, "fault": refused.code})
+    return found
+
+
+def _remains(handle: Any) -> Facts:
+    """Memory and processes of a GPU, or of each of its instances."""
+    mode = maybe("nvmlDeviceGetMigMode", handle)
+    facts = _part(handle)
+    if mode is None or not mode[0]:
+        return facts
+    parts = []
+    for one in binding.mig_devices(handle):
+        if (uuid := maybe("nvmlDeviceGetUUID", one)) is not None:
+            parts.append({"uuid": binding.text(uuid), **_part(one)})
+    return {**facts, "instances": parts}
+
+
+def _part(handle: Any) -> Facts:
+    memory = binding.memory(handle)
+    return {
+        "used": memory["used"],
+        "reserved": memory["reserved"],
+        "processes": binding.processes(handle),
+    }

@@ -81,6 +81,11 @@ class Reader:
         handles, faults = self._handles()
         return {"gpus": [*self._meter.measure(handles), *faults]}
 
+    def remains(self) -> dict[str, Any]:
+        """Say what uses the GPUs at this moment, and nothing that is counted from look to look."""
+        handles, faults = self._handles()
+        return {"gpus": [*self._meter.remains(handles), *faults], "events": self._take_events()}
+
     def _take_events(self) -> list[dict[str, Any]]:
         found = []
         for device, kind, number, instance in self._binding.events(self._events) if self._events else ():
@@ -110,10 +115,10 @@ def serve(requests: queue.Queue[str], answer: Callable[[dict[str, Any]], None]) 
     try:
         reader = Reader()
         answer({"ready": True})
+        verbs = {"inventory": reader.inventory, "sample": reader.sample, "remains": reader.remains}
         while True:
             request = json.loads(requests.get())
-            verb = {"inventory": reader.inventory, "sample": reader.sample}[request["do"]]
-            answer({"id": request["id"], **verb()})
+            answer({"id": request["id"], **verbs[request["do"]]()})
     except Refused as refused:
         answer({"fault": refused.code})
 
