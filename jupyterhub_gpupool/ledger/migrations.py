@@ -123,6 +123,8 @@ def to_3(conn: Connection) -> None:
         )""",
         # A warning that was given before knows nothing of a delivery: it is given again, in full.
         "UPDATE leases SET deadline_seconds = NULL, warned_at = NULL, warned_for = '' WHERE state = 'active'",
+        "ALTER TABLE leases ADD COLUMN rung VARCHAR(32) DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN over_seconds FLOAT",
     ):
         conn.exec_driver_sql(statement)
 

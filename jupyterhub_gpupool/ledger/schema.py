@@ -176,6 +176,8 @@ leases = Table(
     Column("delivered_by", String(16), nullable=False, server_default=""),
     Column("counting", Integer, nullable=False, server_default="0"),  # whether its countdown runs
     Column("undelivered_seconds", Float, nullable=False, server_default="0"),
+    Column("rung", String(32), nullable=False, server_default=""),  # what holds it to its slice
+    Column("over_seconds", Float),  # over its memory since its owner was warned of it; NULL: it is not
     UniqueConstraint("owner", "server", "open_key"),
     UniqueConstraint("id", "held"),
     CheckConstraint("(open_key IS NULL) = (state = 'closed')"),

@@ -35,9 +35,12 @@ from .metrics import Metrics
 from .notices import Post, ways_of
 from .stream import Feed
 from .sweep import Rules, Sweep
+from .watching import patience_of
 
 BIND_TIMEOUT = 30.0
 """Seconds for which a port is tried that the service of an earlier hub may still hold."""
+
+MOST_SECONDS = {"undelivered_max": 366 * 86400, "before_reclaim_timeout": 600, "memory_excess_time": 86400}
 
 MAX_BODY = 64 * 1024
 """Bytes of a request's body; nothing that the service takes is larger."""
@@ -133,6 +136,27 @@ class GPUPoolService(Application):
         Example: ``60``.""",
     ).tag(config=True)
 
+    memory_excess = Unicode(
+        "10%",
+        help="""How much more GPU memory than its share a session's processes may hold together, for the watchdog over
+        shares: of the share (``"10%"``) or a size (``"512M"``). Above the share its owner is warned, above share and
+        excess the time of ``memory_excess_time`` runs. ``"0%"``: nothing more. It concerns no whole GPU and no MIG
+        instance, and never another session than the one that overruns. Example: ``"1G"``.""",
+    ).tag(config=True)
+
+    memory_excess_time = Float(
+        120,
+        help="""Seconds above share and ``memory_excess`` after which a session is stopped in the mode ``reclaim``.
+        They count from its warning, whether that was delivered or not, stand still while the session is within the
+        excess or nothing is known, and run back while it keeps to its share. At most 86400. 0: at the look after the
+        warning. Example: ``300``.""",
+    ).tag(config=True)
+
+    @validate("memory_excess")
+    def _valid_excess(self, proposal: Any) -> str:
+        patience_of(proposal.value, 0.0)
+        return str(proposal.value)
+
     @validate("sweep_interval", "absence_interval")
     def _valid_seconds(self, proposal: Any) -> float:
         least = 0.5
@@ -142,9 +166,9 @@ class GPUPoolService(Application):
             )
         return float(proposal.value)
 
-    @validate("undelivered_max", "before_reclaim_timeout")
+    @validate("undelivered_max", "before_reclaim_timeout", "memory_excess_time")
     def _valid_patience(self, proposal: Any) -> float | None:
-        most = 366 * 86400 if proposal.trait.name == "undelivered_max" else 600
+        most = MOST_SECONDS[proposal.trait.name]
         if proposal.value is not None and not 0 <= proposal.value <= most:
             raise TraitError(
                 f"GPUPoolService.{proposal.trait.name} is {proposal.value!r}; allowed are 0 to {most} seconds."
@@ -175,6 +199,7 @@ class GPUPoolService(Application):
                 self.absence_interval,
                 undelivered_max=self.undelivered_max,
                 before_reclaim_timeout=self.before_reclaim_timeout,
+                patience=patience_of(self.memory_excess, self.memory_excess_time),
             ),
             metrics,
             log=self.log,

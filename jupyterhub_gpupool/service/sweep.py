@@ -12,10 +12,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from .. import faults, idleness
+from .. import faults, idleness, watchdog
 from ..devices import Condition, Inventory, Readings, Telemetry
 from ..errors import GPUPoolError, LeaseConflict, Unavailable
 from ..fairness import Victim
@@ -65,6 +65,7 @@ class Rules:
     backend_timeout: float = 30.0
     undelivered_max: float | None = 4 * 3600.0
     before_reclaim_timeout: float = 30.0
+    patience: watchdog.Patience = field(default_factory=watchdog.Patience)
 
 
 class Sweep:
@@ -244,7 +245,8 @@ class Sweep:
             wanted_why=wanted.why if wanted is not None else "",
             calls=calls,
         )
-        verdict = idleness.judge(facts)
+        watched = self._watch(lease, sample, elapsed)
+        verdict = watchdog.join(idleness.judge(facts), watched)
         deadline, warned_for = verdict.deadline_seconds, verdict.warned_for
         if self.rules.mode == "observe":
             verdict, deadline, warned_for = _only_seen(verdict), None, ""
@@ -264,14 +266,24 @@ class Sweep:
             deadline_seconds=deadline,
             warned_for=warned_for,
             verdict=verdict,
-            **self._delivery(lease, deadline, warned_for, elapsed),
+            **self._delivery(lease, deadline, warned_for, elapsed, watched),
             idle_tick=idleness.tick(elapsed, interval) if busy is False else 0.0,
         )
 
+    def _watch(self, lease: Lease, sample: Sample, elapsed: float) -> watchdog.Watch:
+        """Judge the memory of a lease's processes; where nobody is warned, no time counts from a warning."""
+        limit, tick = watchdog.limit_of(lease.slices), idleness.tick(elapsed, self.rules.interval)
+        facts = watchdog.Facts(limit, sample.memory_mib, lease.over_seconds, tick)
+        watched = watchdog.watch(facts, self.rules.patience)
+        return replace(watched, over_seconds=None) if self.rules.mode == "observe" else watched
+
     def _delivery(
-        self, lease: Lease, deadline: float | None, warned_for: str, elapsed: float
+        self, lease: Lease, deadline: float | None, warned_for: str, elapsed: float, watched: watchdog.Watch
     ) -> dict[str, Any]:
-        """For how long the warning has reached nobody, and whether its countdown runs from this look on."""
+        """For how long the warning has reached nobody, and whether its countdown runs from this look on.
+
+        That of an overrun waits for nobody: the neighbours need their memory.
+        """
         same = lease.deadline_seconds is not None and lease.warned_for == warned_for
         delivered = same and lease.delivered_at is not None
         undelivered = 0.0
@@ -279,7 +291,14 @@ class Sweep:
             # Another rule is no news to somebody whom no warning has reached.
             undelivered = lease.undelivered_seconds + idleness.tick(elapsed, self.rules.interval)
         runs = idleness.counts(delivered, undelivered, lease.terms.warn, self.rules.undelivered_max)
-        return {"undelivered_seconds": undelivered, "counting": deadline is not None and runs}
+        if warned_for == watchdog.MEMORY:
+            runs = watched.counting
+        counting = deadline is not None and runs
+        return {
+            "undelivered_seconds": undelivered,
+            "counting": counting,
+            "over_seconds": watched.over_seconds,
+        }
 
     # --- act -------------------------------------------------------------------------------------
 
@@ -288,7 +307,7 @@ class Sweep:
     ) -> None:
         """Take a slice back: one more sample, the hub's word on the server, then STOPPING by compare-and-set."""
         try:
-            if verdict.warned_for == idleness.IDLE and not await self._still_idle(lease, active):
+            if not await self._still(lease, verdict.warned_for, active):
                 return
             server = await self.hub.server(lease.user, lease.server)
             if server is not None and server.pending:
@@ -311,11 +330,15 @@ class Sweep:
         await self.end(stopping, known=server is not None)
         faults.point("sweep.told")
 
-    async def _still_idle(self, lease: Lease, active: Mapping[str, Lease]) -> bool:
-        """Look once more; at all of them, because telemetry measures from look to look."""
+    async def _still(self, lease: Lease, rule: str, active: Mapping[str, Lease]) -> bool:
+        """Look once more, where a rule judges use; at all of them, because telemetry measures from look to look."""
+        if rule not in (idleness.IDLE, watchdog.MEMORY):
+            return True
         listed = await self.ask(self.sessions.list)
-        readings = await self._look(active, listed)
-        return idleness.is_busy(readings.leases.get(lease.id, Sample()), lease.terms.threshold) is False
+        sample = (await self._look(active, listed)).leases.get(lease.id, Sample())
+        if rule == watchdog.MEMORY:
+            return watchdog.is_over(sample.memory_mib, watchdog.limit_of(lease.slices), self.rules.patience)
+        return idleness.is_busy(sample, lease.terms.threshold) is False
 
     async def end(self, lease: Lease, *, known: bool) -> None:
         """End the session of a STOPPING lease: by the hub while it knows the server, else by the backend."""
