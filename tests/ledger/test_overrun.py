@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from traitlets.config import Config
 
 from jupyterhub_gpupool.devices import Readings
+from jupyterhub_gpupool.devices.simulated import SimulatedDevices
 from jupyterhub_gpupool.errors import Rejected
 from jupyterhub_gpupool.ledger import Ledger
 from jupyterhub_gpupool.model import (
     Device,
     Kind,
     Lease,
+    Mode,
     Owner,
     Presence,
+    Process,
     Request,
     Sample,
     Session,
@@ -29,7 +33,7 @@ from jupyterhub_gpupool.service.hub import Server
 from jupyterhub_gpupool.service.sweep import Rules, Sweep
 from jupyterhub_gpupool.watchdog import MEMORY, Patience
 
-from .conftest import CPU, HALF, SMALL_MIG, WHOLE, Clock, Make, gpu, mig_gpu, request_of, run, url_of
+from .conftest import CPU, HALF, SMALL_MIG, THIRD, WHOLE, Clock, Make, gpu, mig_gpu, request_of, run, url_of
 from .world import Counters
 
 SHARE = 40960
@@ -185,6 +189,31 @@ async def test_an_overrun_beside_another_warning_is_in_the_audit_trail_and_ends_
     assert stage.of("bob").state == "active"
 
 
+@pytest.mark.engine("sqlite")
+async def test_what_two_notebooks_hold_together_is_summed_from_their_processes(
+    make: Make, clock: Clock
+) -> None:
+    simulated = SimulatedDevices(gpus=[{"model": "T4", "memory": "1G"}], node="n1", clock=lambda: clock.now)
+    stage = Stage(make(devices=simulated.devices()), clock)
+    stage.sweep.inventory = stage.sweep.telemetry = simulated
+    kernel = Process(7, 1.0, 0.0, 300)  # each keeps to the 512 MiB of its share
+
+    def listed(kernels: int) -> None:
+        found = (Process(6, 0.5, 0.0, 9999, server=True), *(replace(kernel, pid=n) for n in range(kernels)))
+        both = Stage.list(stage)
+        stage.list = lambda: (replace(both[0], processes=found), replace(both[1], processes=(kernel,)))  # type: ignore[method-assign]
+
+    listed(1)
+    await stage.look_once()
+    assert (stage.of("ada").memory_used_mib, stage.of("ada").warned_for) == (300, "")
+    listed(2)
+    for _ in range(4):
+        await stage.look_once()
+    ada, bob = stage.of("ada"), stage.of("bob")
+    assert (ada.state, bob.state, bob.warned_for) == ("stopping", "active", "")
+    assert "600 MiB of GPU memory together, its share is 512 MiB" in ada.reason
+
+
 # --- the rung ------------------------------------------------------------------------------------------------
 
 
@@ -192,24 +221,26 @@ LIMITED, FREE = {"memory": "limit"}, {"memory": "growth"}
 
 
 def test_the_rung_in_force_is_on_the_lease_from_its_activation(make: Make) -> None:
-    ledger = make(devices=(gpu(0), gpu(1), mig_gpu(2), gpu(3, simulated=True, model="T4")))
-    found = {}
-    for user, wish, tensorflow in (
-        ("ada", HALF, LIMITED), ("bob", HALF, FREE), ("cyd", HALF, None), ("dan", WHOLE, LIMITED),
-        ("zoe", SMALL_MIG, LIMITED), ("fay", CPU, LIMITED),
-    ):  # fmt: skip
-        lease = ledger.enqueue("hub", request_of(user, wish))
+    """Shares of different sizes on one GPU, a whole one, MIG and a simulated GPU, all on one machine."""
+    wishes = {
+        "framework+watchdog": (replace(HALF, model="A100*"), LIMITED),
+        "watchdog": (replace(THIRD, model="A100*"), FREE),
+        "devices": (replace(WHOLE, model="A100*"), LIMITED),
+        "hardware": (SMALL_MIG, LIMITED),
+        "watchdog (simulated)": (replace(HALF, model="T4"), LIMITED),
+        "none": (CPU, LIMITED),
+    }
+    modes = gpu(0, mode=Mode.SHARE), gpu(1, mode=Mode.WHOLE), mig_gpu(2)
+    ledger = make(devices=(*modes, gpu(3, simulated=True, model="T4")))
+    on = []
+    for number, (rung, (wish, tensorflow)) in enumerate(wishes.items()):
+        lease = ledger.enqueue("hub", request_of(chr(ord("a") + number), wish))
         assert (lease.state, lease.rung) == ("starting", "")
-        on = {part.device for part in lease.slices}
-        found[user] = ledger.activate(lease.id, actor=user, tensorflow=tensorflow).rung
-        simulated = "GPU-3" in on
-        if simulated:
-            assert found.pop(user) in ("none (simulated)", "watchdog (simulated)")
-    expected = {
-        "ada": "framework+watchdog", "bob": "watchdog", "cyd": "watchdog", "dan": "devices", "zoe": "hardware",
-        "fay": "none",
-    }  # fmt: skip
-    assert {user: expected[user] for user in found} == found and len(found) >= 5
+        assert ledger.activate(lease.id, actor="test", tensorflow=tensorflow).rung == rung
+        on += [part.device for part in lease.slices]
+    assert on == ["GPU-0", "GPU-0", "GPU-1", "GPU-2", "GPU-3"]
+    found = ledger.enqueue("hub", request_of("zoe", replace(SMALL_MIG, model="H100")))
+    assert ledger.activate(found.id, actor="test").rung == "hardware"  # whatever is known of TensorFlow
 
 
 @pytest.mark.engine("sqlite")
