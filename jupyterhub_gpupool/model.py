@@ -1,8 +1,7 @@
 """The words of the pool as frozen types: devices, slices, profiles' wishes, leases, samples, verdicts.
 
-Nothing here does I/O and nothing here imports the rest of the package.  Memory is in MiB, durations are
-in seconds, utilization is in percent of the slice, times are seconds since 1970 (UTC) by the database's
-clock; ``None`` always means *unknown*, never zero.
+No I/O, and no import of the rest of the package.  Memory is in MiB, durations are in seconds, utilization is in
+percent of the slice, times are seconds since 1970 (UTC) by the database's clock; ``None`` is *unknown*, never zero.
 """
 
 from __future__ import annotations
@@ -147,9 +146,8 @@ class Device:
 class Wish:
     """The slice a profile asks for.
 
-    ``memory_mib`` or ``fraction`` (text such as ``"1/3"``) and ``compute`` (percent of the GPU that is
-    guaranteed) describe a share; ``count`` whole GPUs; ``mig`` the profile name of an instance.
-    ``model`` is a shell pattern, matched without regard to case.
+    ``memory_mib`` or ``fraction`` (such as ``"1/3"``) and ``compute`` (percent, guaranteed) describe a share;
+    ``count`` whole GPUs; ``mig`` an instance by its profile.  ``model`` is a shell pattern, case does not count.
     """
 
     kind: Kind = Kind.CPU
@@ -291,7 +289,7 @@ class Lease:
     grace_seconds: float = 0  # left of an extension: until it has run out the lease is kept
     extended_seconds: float = 0
     warned_at: float | None = None
-    warned_for: str = ""  # the rule: ``idle``, ``max_age``, ``share``, ``drain`` or ``budget``
+    warned_for: str = ""  # the rule: ``idle``, ``max_age``, ``share``, ``drain``, ``budget`` or ``memory``
     deadline_seconds: float | None = None  # left until the reclaim that is warned of; None without a warning
     warning: str = ""  # id of the last warning
     delivered_at: float | None = None  # when it reached somebody, and by which channel
@@ -319,6 +317,8 @@ class Lease:
     # The launch check: ``passed``, ``remembered``, ``at``, ``report``; empty: none is recorded.
     checked: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""  # what its owner should know, such as a budget that runs out; empty: nothing
+    rung: str = ""  # what holds it to its slice, see :mod:`.rungs`; empty: not known
+    over_seconds: float | None = None  # over its memory since its owner was warned of it; None: it is not
 
     @property
     def extendable_seconds(self) -> float:

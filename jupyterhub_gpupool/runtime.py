@@ -11,25 +11,10 @@ from collections.abc import Iterable, Mapping
 
 from .cells import ranges
 from .containment import NO_DEVICE
-from .model import Device, Kind, Lease, Owner
+from .model import Device, Lease, Owner
 
 PRECISIONS = ((8, "mixed_bfloat16"), (7, "mixed_float16"))
 """What ``auto`` means from a compute capability on, the highest first: where tensor cores take the type."""
-
-
-def enforcement(lease: Lease, *, simulated: bool) -> str:
-    """Which mechanism holds the session to its slice, in words for the page."""
-    if simulated:
-        return "nothing: the GPU is simulated"
-    match lease.wish.kind:
-        case Kind.CPU:
-            return "no GPU"
-        case Kind.MIG:
-            return "the hardware (MIG)"
-        case Kind.GPU:
-            return "only these devices are visible"
-        case Kind.SHARE:
-            return "TensorFlow's limit, for each process"
 
 
 def precision_for(capability: str) -> str:

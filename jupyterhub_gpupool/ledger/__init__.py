@@ -172,11 +172,13 @@ class Ledger(Reader, Admin, Deliveries, Endings):
         reason: str = "",
         runtime: Mapping[str, Any] | None = None,
         url: str = "",
+        tensorflow: Mapping[str, str] | None = None,
         **columns: Any,
     ) -> Lease:
         """STARTING → ACTIVE: the session runs and is what the lease says.  A launch less is under way.
 
-        ``runtime`` and ``url`` are as for :meth:`checkpoint`; None leaves the runtime as it was.
+        ``runtime`` and ``url`` are as for :meth:`checkpoint`; None leaves the runtime as it was.  ``tensorflow`` are
+        the settings that the session was given, for the word on what holds it; None: not known.
         """
         with self.store.write() as tx:
             row = row_of(tx, lease)
@@ -185,7 +187,8 @@ class Ledger(Reader, Admin, Deliveries, Endings):
                 columns["runtime"] = rows.dump(dict(runtime))
             move(
                 tx, row, State.ACTIVE, actor=actor, action="activate", reason=reason,
-                active_at=tx.now, left_at=None, absent_since=None, url=url or row.url, **columns,
+                active_at=tx.now, left_at=None, absent_since=None, url=url or row.url,
+                rung=transitions.rung(tx, row, tensorflow), **columns,
             )  # fmt: skip
             self._serve(tx)
             return self._told(tx, lease, row.state)

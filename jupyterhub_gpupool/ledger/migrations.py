@@ -130,6 +130,8 @@ def to_3(conn: Connection) -> None:
         "ALTER TABLE devices ADD COLUMN unclean TEXT DEFAULT '' NOT NULL",
         "ALTER TABLE leases ADD COLUMN gone_at FLOAT",
         "ALTER TABLE leases ADD COLUMN trouble TEXT DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN rung VARCHAR(32) DEFAULT '' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN over_seconds FLOAT",
     ):
         conn.exec_driver_sql(statement)
 

@@ -14,6 +14,7 @@ from .. import idleness
 from ..books import by_day
 from ..errors import Rejected
 from ..model import Decision, Device, Health, Sample, State, Verdict
+from ..watchdog import MEMORY
 from . import rows
 from . import schema as t
 from .checks import end_suspicions
@@ -46,6 +47,8 @@ class Observation:
     undelivered_seconds: float = 0.0
     idle_samples: int = 0
     low_samples: int = 0
+    over_seconds: float | None = None
+    """As in a lease."""
 
 
 _record = (
@@ -79,6 +82,7 @@ _record = (
                 "peak_memory_mib",
                 "sampled_at",
                 "note",
+                "over_seconds",
             )
         }
     )
@@ -106,6 +110,8 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
             notes.append(_event(tx, "budget", row, item.note))
         if new or (not warned and row.warned_at is not None):
             notes.append(_event(tx, "warn" if warned else "unwarn", row, item.verdict.reason))
+        if action := _overrun(row, item):
+            notes.append(_event(tx, action, row, item.verdict.reason))
         if item.idle_tick > 0 and row.gpus > 0:
             idle[item.lease] = item.idle_tick
         seen = item.sample.utilization is not None or item.sample.processes == 0
@@ -136,6 +142,7 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
                 "new_peak_memory_mib": _peak(row.peak_memory_mib, item.sample.memory_mib),
                 "new_sampled_at": tx.now if seen else row.sampled_at,
                 "new_note": item.note,
+                "new_over_seconds": item.over_seconds,
             }
         )
     if values:
@@ -149,7 +156,7 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
 
 _looked_at = (
     "id", "version", "warned_at", "warned_for", "sampled_at", "user", "gpus", "idle_total",
-    "peak_utilization", "peak_memory_mib", "note", "warning", "delivered_at", "delivered_by",
+    "peak_utilization", "peak_memory_mib", "note", "warning", "delivered_at", "delivered_by", "over_seconds",
 )  # fmt: skip
 _current = select(*(t.leases.c[name] for name in _looked_at)).where(t.leases.c.state == State.ACTIVE.value)
 _idle_of_day = select(t.idle_days.c.lease).where(t.idle_days.c.day == bindparam("of_day"))
@@ -164,6 +171,14 @@ def _event(tx: Transaction, action: str, row: Any, reason: str) -> dict[str, Any
     return {
         "at": tx.now, "actor": "service", "action": action, "lease": row.id, "user": row.user, "reason": reason,
     }  # fmt: skip
+
+
+def _overrun(row: Any, item: Observation) -> str:
+    """The event of an overrun that begins or ends beside another warning; where it is the warning, that has one."""
+    over = item.over_seconds is not None
+    if over == (row.over_seconds is not None) or MEMORY in (item.warned_for, row.warned_for):
+        return ""
+    return "overrun" if over else "within"
 
 
 def _peak(before: Any, seen: Any) -> Any:
@@ -219,6 +234,8 @@ def restart_warnings(tx: Transaction, mode: str) -> None:
             note(tx, "service", "unwarn", "sessions are stopped from now on", lease=row.id, user=row.user)
         else:
             set_columns(tx, row.id, deadline_seconds=float(rows.terms(row.terms).warn))
+    for lease in tx.run(select(t.leases.c.id).where(t.leases.c.over_seconds.is_not(None))).scalars().all():
+        set_columns(tx, lease, over_seconds=None)
 
 
 def extend(tx: Transaction, lease: str, actor: str) -> float:
@@ -242,6 +259,12 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
         raise Rejected(
             f"This session ends, and that cannot be put off: {row.verdict_reason}.",
             reason=row.warned_for,
+            status=409,
+        )
+    if row.warned_for == MEMORY:
+        raise Rejected(
+            f"An extension does not help here: {row.verdict_reason}. Free GPU memory, and the session goes on.",
+            reason=MEMORY,
             status=409,
         )
     left = terms.extend_max - row.extended_seconds

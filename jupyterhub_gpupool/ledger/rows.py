@@ -194,6 +194,8 @@ def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
         image=row.image,
         checked=json.loads(row.checked),
         note=row.note,
+        rung=row.rung,
+        over_seconds=row.over_seconds,
     )
 
 

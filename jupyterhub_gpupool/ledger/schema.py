@@ -183,6 +183,8 @@ leases = Table(
     Column("signal", String(16), nullable=False, server_default=""),  # which one decided the verdict
     Column("gone_at", Float),  # when its session was proved gone; set where its slices are examined
     Column("trouble", Text, nullable=False, server_default=""),
+    Column("rung", String(32), nullable=False, server_default=""),  # what holds it to its slice
+    Column("over_seconds", Float),  # over its memory since its owner was warned of it; NULL: it is not
     UniqueConstraint("owner", "server", "open_key"),
     UniqueConstraint("id", "held"),
     CheckConstraint("(open_key IS NULL) = (state = 'closed')"),

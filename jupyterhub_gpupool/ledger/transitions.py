@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Integer, String, bindparam, case, delete, func, insert, literal, select, update
 
+from .. import rungs
 from ..cells import ranges, runs
 from ..errors import LeaseConflict
 from ..model import NEW, Kind, Lease, Owner, Request, Session, Slice, State, plain, session_name
@@ -100,6 +102,21 @@ def move(
         from_state=row.state,
         to_state=to.value,
     )
+
+
+def rung(tx: Transaction, row: Any, tensorflow: Mapping[str, str] | None) -> str:
+    """What holds the session of a lease that becomes active."""
+    held = rows.slices_of(tx.conn, [row.id]).get(row.id, ())
+    limited = None if tensorflow is None else rungs.is_limited(tensorflow, rows.load(row.checked))
+    return _rung(tx, held, limited)
+
+
+def _rung(tx: Transaction, held: Sequence[Slice], limited: bool | None) -> str:
+    if not held:
+        return rungs.Rung.NONE.value
+    on = t.devices.c.id.in_({part.device for part in held})
+    simulated = bool(tx.run(select(func.max(t.devices.c.simulated)).where(on)).scalar_one())
+    return rungs.rung_of(held[0].kind, simulated=simulated, limited=limited).value
 
 
 def expect(row: Any, *states: State, version: int | None = None) -> None:
@@ -257,6 +274,7 @@ def adopt(tx: Transaction, found: Session, request: Request, pool: str) -> str |
         runtime=rows.dump(dict(found.runtime)),
         url=found.url,
         left_at=tx.now,
+        rung=_rung(tx, items, None),
         doubt="adopted: the ledger had lost this session",
         doubt_since=tx.now,
     )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..model import HOLDING, Lease, State
+from ..watchdog import MEMORY
 
 WARNING, RECLAIMED, STARTED, BUDGET, DEVICE = "warning", "reclaimed", "started", "budget", "device"
 UNWELL = "unwell"
@@ -165,8 +166,13 @@ def _waited(lease: Lease) -> float:
 def _warning(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
     name = _name(rules, lease)
     # Counted from the delivery, so the whole of it is still to come when this is read at once.
-    left = max(lease.terms.warn, 0.0)
-    if rules.stops:
+    left = max((lease.deadline_seconds or 0.0) if lease.warned_for == MEMORY else lease.terms.warn, 0.0)
+    if lease.warned_for == MEMORY:
+        subject = f"Your GPU session {name} holds more GPU memory than its share"
+        then = "Free some, or end one of several notebooks, and it goes on."
+        if rules.stops:
+            then += f" It is stopped after {span(left)} with more than is tolerated."
+    elif rules.stops:
         subject = f"Your GPU session {name} will be stopped"
         then = f"It is stopped in {span(left)}, counted from this message, unless it is used again."
         if lease.warned_for != "idle":
@@ -179,7 +185,7 @@ def _warning(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
         f"Reason: {seen.reason}.",
         then,
         *((f"Lost when it is stopped: {LOST}", f"Kept: {KEPT}") if rules.stops else ()),
-        *_more(rules, "Extend or release it"),
+        *_more(rules, "Its page" if lease.warned_for == MEMORY else "Extend or release it"),
     ]
     facts = {"rule": lease.warned_for, "seconds": left, "reason": line(seen.reason)}
     return _notice(rules, lease, seen, WARNING, subject, lines, facts, warning=lease.warning)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from .. import rungs
 from ..errors import Rejected
 from ..fairness import Budget, BudgetState
 from ..model import Kind, Terms, Wish
@@ -130,9 +131,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def facts(profile: Profile) -> list[str]:
+def facts(profile: Profile, *, simulated: bool = False) -> list[str]:
     """What a profile gives and under which terms, in words, one line each."""
     words = [describe_wish(profile.wish)]
+    if profile.wish.kind is Kind.SHARE:
+        limited = rungs.is_limited(profile.tensorflow, {})
+        rung = rungs.rung_of(Kind.SHARE, simulated=simulated, limited=limited)
+        words.append(f"held by: {rungs.in_words(rung)}")
     if profile.cpu_limit is not None:
         words.append(f"{profile.cpu_limit:g} CPU cores")
     if profile.mem_limit is not None:
@@ -206,7 +211,8 @@ def render_form(
         if allowed and seen is not None:
             allowed, reason = seen.allowed, seen.reason
         state = state_in_words(profile, seen) if allowed else f"not for you: {reason}"
-        rows.append({"profile": profile, "allowed": allowed, "state": state, "facts": facts(profile)})
+        words = facts(profile, simulated=simulated)
+        rows.append({"profile": profile, "allowed": allowed, "state": state, "facts": words})
     open_to = [row["profile"].slug for row in rows if row["allowed"]]
     wanted = selected.get("profile") if isinstance(selected, Mapping) else None
     first = [slug for slug in (wanted, profiles.default.slug, *open_to) if slug in open_to][:1]

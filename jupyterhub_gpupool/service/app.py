@@ -35,12 +35,15 @@ from .notices import Post, ways_of
 from .probing import Prober
 from .stream import Feed
 from .sweep import Rules, Sweep
+from .watching import patience_of
 
 if TYPE_CHECKING:
     from ..sessions.docker import DockerSessions
 
 BIND_TIMEOUT = 30.0
 """Seconds for which a port is tried that the service of an earlier hub may still hold."""
+
+MOST_SECONDS = {"undelivered_max": 366 * 86400, "before_reclaim_timeout": 600, "memory_excess_time": 86400}
 
 MAX_BODY = 64 * 1024
 """Bytes of a request's body; nothing that the service takes is larger."""
@@ -51,6 +54,7 @@ MOST_SECONDS = {
     "before_reclaim_timeout": 600,
     "session_timeout": 60,
     "hand_over_timeout": 86400,
+    "memory_excess_time": 86400,
 }
 """What is allowed, by trait."""
 
@@ -161,6 +165,27 @@ class GPUPoolService(Application):
         once. Example: ``300``.""",
     ).tag(config=True)
 
+    memory_excess = Unicode(
+        "10%",
+        help="""How much more GPU memory than its share a session's processes may hold together, for the watchdog over
+        shares: of the share (``"10%"``) or a size (``"512M"``). Above the share its owner is warned, above share and
+        excess the time of ``memory_excess_time`` runs. ``"0%"``: nothing more. It concerns no whole GPU and no MIG
+        instance, and never another session than the one that overruns. Example: ``"1G"``.""",
+    ).tag(config=True)
+
+    memory_excess_time = Float(
+        120,
+        help="""Seconds above share and ``memory_excess`` after which a session is stopped in the mode ``reclaim``.
+        They count from its warning, whether that was delivered or not, stand still while the session is within the
+        excess or nothing is known, and run back while it keeps to its share. At most 86400. 0: at the look after the
+        warning. Example: ``300``.""",
+    ).tag(config=True)
+
+    @validate("memory_excess")
+    def _valid_excess(self, proposal: Any) -> str:
+        patience_of(proposal.value, 0.0)
+        return str(proposal.value)
+
     @validate("sweep_interval", "absence_interval")
     def _valid_seconds(self, proposal: Any) -> float:
         least = 0.5
@@ -170,7 +195,13 @@ class GPUPoolService(Application):
             )
         return float(proposal.value)
 
-    @validate("undelivered_max", "before_reclaim_timeout", "session_timeout", "hand_over_timeout")
+    @validate(
+        "undelivered_max",
+        "before_reclaim_timeout",
+        "session_timeout",
+        "hand_over_timeout",
+        "memory_excess_time",
+    )
     def _valid_patience(self, proposal: Any) -> float | None:
         most = MOST_SECONDS[proposal.trait.name]
         if proposal.value is not None and not 0 <= proposal.value <= most:
@@ -205,6 +236,7 @@ class GPUPoolService(Application):
                 undelivered_max=self.undelivered_max,
                 before_reclaim_timeout=self.before_reclaim_timeout,
                 hand_over_timeout=self.hand_over_timeout,
+                patience=patience_of(self.memory_excess, self.memory_excess_time),
             ),
             metrics,
             log=self.log,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import books, fairness, runtime, signals
+from .. import books, fairness, rungs, signals
 from ..cells import ranges
 from ..ledger import Event, Snapshot
 from ..model import HOLDING, Device, Instance, Kind, Lease, Slice, State
@@ -236,6 +236,7 @@ def lease(
     """A lease, for its owner or an admin; ``now`` and ``mode`` are of the moment that an open one is shown."""
     holds = [part.device for part in item.slices]
     simulated = any(map(_simulated, map(devices.get, holds)))
+    rung = rungs.shown(item.rung, item.wish.kind, simulated=simulated)
     verdict = None
     if item.verdict is not None:
         verdict = {
@@ -258,7 +259,8 @@ def lease(
         "gpus": round(item.gpus, 4),
         "memory_mib": sum(part.memory_mib for part in item.slices) if item.slices else None,
         "compute": min(part.compute for part in item.slices) if item.slices else None,
-        "enforcement": runtime.enforcement(item, simulated=simulated),
+        "rung": rung or None,
+        "enforcement": rungs.in_words(rung, stops=mode not in ("observe", "warn")),
         "simulated": simulated,
         "requested_at": iso(item.requested_at),
         "granted_at": iso(item.granted_at),

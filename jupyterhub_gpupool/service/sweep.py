@@ -12,10 +12,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from .. import faults, idleness
+from .. import faults, idleness, watchdog
 from ..devices import Condition, Inventory, Readings, Telemetry
 from ..errors import GPUPoolError, LeaseConflict, Unavailable
 from ..fairness import Victim
@@ -28,6 +28,7 @@ from .before import Before
 from .calls import calls_on, note_on
 from .handover import HandOver
 from .hub import Server
+from .modes import in_mode
 from .probing import Prober
 from .reach import Reach
 from .tidy import Tidy
@@ -70,6 +71,7 @@ class Rules:
     undelivered_max: float | None = 4 * 3600.0
     before_reclaim_timeout: float = 30.0
     hand_over_timeout: float = 120.0
+    patience: watchdog.Patience = field(default_factory=watchdog.Patience)
 
 
 class Sweep:
@@ -270,7 +272,9 @@ class Sweep:
             wanted_why=wanted.why if wanted is not None else "",
             calls=calls,
         )
-        verdict, deadline, warned_for = _in_mode(idleness.judge(facts), self.rules.mode)
+        watched = self._watch(lease, sample, elapsed)
+        verdict = watchdog.join(idleness.judge(facts), watched)
+        verdict, deadline, warned_for = in_mode(verdict, self.rules.mode)
         return Observation(
             lease=lease.id,
             version=lease.version,
@@ -282,14 +286,24 @@ class Sweep:
             deadline_seconds=deadline,
             warned_for=warned_for,
             verdict=verdict,
-            **self._delivery(lease, deadline, warned_for, elapsed),
+            **self._delivery(lease, deadline, warned_for, elapsed, watched),
             idle_tick=idleness.tick(elapsed, interval) if busy is False and not idle.steady else 0.0,
         )
 
+    def _watch(self, lease: Lease, sample: Sample, elapsed: float) -> watchdog.Watch:
+        """Judge the memory of a lease's processes; where nobody is warned, no time counts from a warning."""
+        limit, tick = watchdog.limit_of(lease.slices), idleness.tick(elapsed, self.rules.interval)
+        facts = watchdog.Facts(limit, sample.memory_mib, lease.over_seconds, tick)
+        watched = watchdog.watch(facts, self.rules.patience)
+        return replace(watched, over_seconds=None) if self.rules.mode == "observe" else watched
+
     def _delivery(
-        self, lease: Lease, deadline: float | None, warned_for: str, elapsed: float
+        self, lease: Lease, deadline: float | None, warned_for: str, elapsed: float, watched: watchdog.Watch
     ) -> dict[str, Any]:
-        """For how long the warning has reached nobody, and whether its countdown runs from this look on."""
+        """For how long the warning has reached nobody, and whether its countdown runs from this look on.
+
+        That of an overrun waits for nobody: the neighbours need their memory.
+        """
         same = lease.deadline_seconds is not None and lease.warned_for == warned_for
         delivered = same and lease.delivered_at is not None
         undelivered = 0.0
@@ -297,7 +311,14 @@ class Sweep:
             # Another rule is no news to somebody whom no warning has reached.
             undelivered = lease.undelivered_seconds + idleness.tick(elapsed, self.rules.interval)
         runs = idleness.counts(delivered, undelivered, lease.terms.warn, self.rules.undelivered_max)
-        return {"undelivered_seconds": undelivered, "counting": deadline is not None and runs}
+        if warned_for == watchdog.MEMORY:
+            runs = watched.counting
+        counting = deadline is not None and runs
+        return {
+            "undelivered_seconds": undelivered,
+            "counting": counting,
+            "over_seconds": watched.over_seconds,
+        }
 
     # --- act -------------------------------------------------------------------------------------
 
@@ -306,7 +327,7 @@ class Sweep:
     ) -> None:
         """Take a slice back: one more sample, the hub's word on the server, then STOPPING by compare-and-set."""
         try:
-            if verdict.warned_for == idleness.IDLE and not await self._still_idle(lease, active, work):
+            if not await self._still(lease, verdict.warned_for, active, work):
                 return
             server = await self.hub.server(lease.user, lease.server)
             if server is not None and server.pending:
@@ -329,13 +350,17 @@ class Sweep:
         await self.end(stopping, known=server is not None)
         faults.point("sweep.told")
 
-    async def _still_idle(self, lease: Lease, active: Mapping[str, Lease], work: Work) -> bool:
-        """Look once more; at all of them, because telemetry measures from look to look.
+    async def _still(self, lease: Lease, rule: str, active: Mapping[str, Lease], work: Work) -> bool:
+        """Look once more, where a rule judges use; at all of them, because telemetry measures from look to look.
 
-        Nor may its owner have come back to work meanwhile; ``work`` is what was judged.
+        Nor may an idle session's owner have come back to work meanwhile; ``work`` is what was judged.
         """
+        if rule not in (idleness.IDLE, watchdog.MEMORY):
+            return True
         listed = await self.ask(self.sessions.list)
         sample = (await self._look(active, listed)).leases.get(lease.id, Sample())
+        if rule == watchdog.MEMORY:
+            return watchdog.is_over(sample.memory_mib, watchdog.limit_of(lease.slices), self.rules.patience)
         if not idleness.is_quiet(sample, lease.terms.threshold):
             return False
         if self.prober is None or work.decisive:
@@ -385,24 +410,3 @@ def _since_told(lease: Lease, elapsed: float, now: float) -> float:
     if lease.counting or lease.delivered_at is None:
         return elapsed
     return min(elapsed, max(0.0, now - lease.delivered_at))
-
-
-def _in_mode(verdict: Verdict, mode: str) -> tuple[Verdict, float | None, str]:
-    """What a verdict comes to: itself as it is kept, the deadline of the warning, and the rule behind that."""
-    if mode == "observe":
-        return _only_seen(verdict), None, ""
-    if verdict.decision is not Decision.RECLAIM:
-        return verdict, verdict.deadline_seconds, verdict.warned_for
-    if mode == "warn":
-        why = f"{verdict.reason}; mode warn stops nothing"
-        verdict = replace(verdict, decision=Decision.WARN, reason=why)
-    return verdict, 0.0, verdict.warned_for
-
-
-def _only_seen(verdict: Verdict) -> Verdict:
-    """A verdict in mode ``observe``: kept for the admin, without consequence."""
-    if verdict.decision is Decision.KEEP:
-        return verdict
-    return replace(
-        verdict, reason=f"{verdict.reason}; mode observe warns and stops nothing", deadline_seconds=None
-    )

@@ -10,7 +10,8 @@ from urllib.parse import quote, urlencode
 from ..ledger import Delivery, Ending
 from ..model import Device, Health, Lease, State
 from ..notices import FAILS, KEPT, LOST, why_ended
-from .words import UNEXTENDABLE, extension_in_words, rule_in_words
+from ..watchdog import MEMORY
+from .words import UNEXTENDABLE, extension_in_words, rule_in_words, stands_in_words
 
 Shape = dict[str, Any]
 
@@ -33,8 +34,12 @@ def warned(item: Lease) -> bool:
 
 
 def counts(item: Lease) -> bool:
-    """Whether the countdown of a warning runs; of one that was just delivered the ledger has not counted yet."""
-    return warned(item) and (item.counting or item.delivered_at is not None)
+    """Whether the countdown of a warning runs; of one that was just delivered the ledger has not counted yet.
+
+    The countdown of an overrun asks for no delivery, and runs only while there is one.
+    """
+    told = item.delivered_at is not None and item.warned_for != MEMORY
+    return warned(item) and (item.counting or told)
 
 
 def seconds_left(item: Lease, now: float | None) -> float | None:
@@ -51,7 +56,7 @@ def extend_seconds(item: Lease) -> float:
 
 
 def warning(item: Lease, now: float | None, mode: str) -> Shape | None:
-    """The warning in force; ``deadline_seconds`` is null until it was delivered."""
+    """The warning in force; ``deadline_seconds`` is null while its countdown does not run."""
     if not warned(item):
         return None
     return {
@@ -62,6 +67,7 @@ def warning(item: Lease, now: float | None, mode: str) -> Shape | None:
         "delivered_at": iso(item.delivered_at),
         "delivered_by": item.delivered_by or None,
         "deadline_seconds": seconds_left(item, now),
+        "stands": stands_in_words(item),
         "stops": mode == "reclaim",
         "extendable": extend_seconds(item) > 0,
         "lost": LOST,

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..idleness import BUDGET, CALLED, DRAIN, IDLE, MAX_AGE, SHARE
 from ..model import Device, Health, Kind, Lease, Slice, State
+from ..watchdog import MEMORY
 
-UNEXTENDABLE = (MAX_AGE, *CALLED)
+UNEXTENDABLE = (MAX_AGE, *CALLED, MEMORY)
 """Rules of warnings that no extension puts off."""
 
 VERSIONS = {"tensorflow": "TensorFlow", "cuda": "CUDA", "driver": "driver"}
@@ -54,6 +55,7 @@ RULES = {
     SHARE: "it borrows GPUs that another group is guaranteed and now wants back",
     DRAIN: "its GPU is taken out of service",
     BUDGET: "the GPU-hours that pay for it are used up",
+    MEMORY: "it holds more GPU memory than its share. Free some, or end one of several notebooks, and it goes on",
 }
 """Why a session is warned, by the rule."""
 
@@ -63,10 +65,19 @@ def rule_in_words(item: Lease) -> str:
     return RULES.get(item.warned_for, "")
 
 
+def stands_in_words(item: Lease) -> str:
+    """Why the countdown of a warning does not run, and when it does."""
+    if item.warned_for == MEMORY:
+        return "the countdown runs only while it holds more than is tolerated"
+    return "the countdown starts when its owner is told"
+
+
 def extension_in_words(item: Lease) -> str:
     """Whether Extend works and how far; empty for a session that does not run."""
     if item.state is not State.ACTIVE:
         return ""
+    if item.warned_for == MEMORY:
+        return "Extend does not help here: free memory on the GPU, and the session goes on."
     if item.warned_for in UNEXTENDABLE:
         return "Extend does not put this end off: save your work in the home folder."
     if item.extendable_seconds <= 0:

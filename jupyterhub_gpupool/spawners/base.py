@@ -262,8 +262,9 @@ class GPUPoolMixin(Adoption, Spawner):
         refuse_other(differences)
         await self._check(lease)
         self._lease = await self.pool.move(
-            "activate", lease, actor=self.user.name, runtime=found | running, url=self._url_of(address)
-        )
+            "activate", lease, actor=self.user.name, runtime=found | running, url=self._url_of(address),
+            tensorflow=choice.tensorflow,
+        )  # fmt: skip
         faults.point("activate.done")
         self._steps.add(80, "Waiting for the notebook server to answer")
         return address

@@ -184,7 +184,7 @@ function fillWarning(card, lease) {
     if (!counts) delete countdown.dataset.ends;
   }
   show(card, "warned", Boolean(warning));
-  if (warning) for (const name of ["lost", "kept"]) setText(card, name, warning[name]);
+  if (warning) for (const name of ["lost", "kept", "stands"]) setText(card, name, warning[name]);
   const stops = byId("mode").textContent === "reclaim";
   show(card, "stops", stops);
   show(card, "stays", !stops);

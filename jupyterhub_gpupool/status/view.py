@@ -13,6 +13,7 @@ from ..idleness import STEADY
 from ..ledger import Snapshot
 from ..model import Device, Kind, Lease, Slice, State
 from ..service import shapes, telling
+from ..watchdog import MEMORY
 from .table import Column, lines, wrapped
 
 Clean = Callable[[str], str]
@@ -208,6 +209,8 @@ def _end(item: Lease, now: float) -> str:
         return "now"
     if telling.warned(item):
         left = telling.seconds_left(item, now)
+        if left is None and item.warned_for == MEMORY:
+            return "warned (memory)"
         return f"warned ({item.warned_for or 'idle'}), {'not told yet' if left is None else f'{duration(left)} left'}"
     if item.terms.max_age and item.active_at is not None:
         return f"max_age, in {duration(item.active_at + item.terms.max_age - now)}"
@@ -222,6 +225,8 @@ def _notes(sessions: list[Lease]) -> Iterator[str]:
             yield f"! {item.user}, {item.profile}: {item.trouble}"
         elif item.state is State.STOPPING and item.reason:
             yield f"  {item.user}, {item.profile}: stopping, {item.reason}"
+        elif item.warned_for == MEMORY and telling.warned(item):
+            yield f"  {item.user}, {item.profile}: {item.verdict_reason}"
 
 
 def _queue(snapshot: Snapshot) -> Iterator[list[str]]:
