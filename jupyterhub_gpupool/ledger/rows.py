@@ -63,6 +63,9 @@ def device(row: Any) -> Device:
         drain_at=row.drain_at if row.drained else None,
         drain_by=row.drain_by,
         drain_why=row.drain_why,
+        numa=row.numa,
+        cpus=row.cpus,
+        links=tuple((other, link) for other, link in json.loads(row.links)),
     )
 
 
@@ -82,6 +85,9 @@ def device_values(found: Device) -> dict[str, Any]:
         "simulated": int(found.simulated),
         "driver": found.driver,
         "instances": dump([plain(i) for i in found.instances]),
+        "numa": found.numa,
+        "cpus": found.cpus,
+        "links": dump(found.links),
     }
 
 

@@ -17,7 +17,7 @@ from ..model import HOLDING, Device, Instance, Kind, Lease, Slice, State
 from ..profiles import Availability, Profiles, wait_in_words
 from . import telling
 from .telling import iso
-from .words import check_in_words, slice_in_words
+from .words import check_in_words, links_in_words, slice_in_words
 
 Shape = dict[str, Any]
 
@@ -117,6 +117,10 @@ def _device(device: Device, held: list[tuple[Slice, Lease]], snapshot: Snapshot,
         "drain_by": (device.drain_by or None) if person.admin else None,
         "drain_why": device.drain_why or None,
         "simulated": device.simulated,
+        "numa": device.numa,
+        "cpus": device.cpus or None,
+        "links": dict(device.links),
+        "links_words": links_in_words(device, snapshot.devices) or None,
         "cells": device.cells,
         "cells_held": sum(len(part.cells) for part, _ in held),
         "slices": _slices(device, held, person),

@@ -287,6 +287,9 @@ function fillDevice(card, device) {
   setText(card, "mode", device.mode);
   setText(card, "driver", device.driver);
   show(card, "driver", Boolean(device.driver));
+  setText(card, "numa", device.numa ?? "unknown");
+  setText(card, "links", device.links_words);
+  show(card, "links", Boolean(device.links_words));
   show(card, "drained", device.drained);
   showTime(field(card, "drain-at"), device.drain_at);
   setText(card, "drain-by", device.drain_by && `, by ${device.drain_by}`);

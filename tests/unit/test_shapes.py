@@ -149,6 +149,24 @@ def test_unknown_is_null_and_never_zero() -> None:
     assert (device["utilization"], device["memory_used_mib"]) == (None, None)
 
 
+def test_where_a_gpu_sits_is_told_and_unknown_is_said_so() -> None:
+    links = (("GPU-m", "SYS"), ("GPU-c", "NV12"), ("GPU-d", "SYS"))
+    first = replace(A100, numa=0, cpus="0-15", links=links)
+    others = (
+        replace(A100, id="GPU-c", index=2),
+        replace(A100, id="GPU-d", index=3),
+        replace(A100, id="GPU-e", index=4),
+    )
+    near, *_ = shapes.pool(snapshot(devices=(first, MIG, *others)), ADA)["devices"]
+    assert (near["numa"], near["cpus"], near["links"]) == (0, "0-15", dict(links))
+    assert near["links_words"] == "NV12 to GPU 2; SYS to GPU 1, 3; unknown to GPU 4"
+    unknown = shapes.pool(snapshot(), ADA)["devices"][0]
+    assert (unknown["numa"], unknown["cpus"], unknown["links"]) == (None, None, {})
+    assert unknown["links_words"] == "unknown"
+    alone = shapes.pool(snapshot(devices=(A100, replace(MIG, node="n2"))), ADA)["devices"]
+    assert [device["links_words"] for device in alone] == [None, None]
+
+
 def test_times_have_a_zone_and_memory_is_mib() -> None:
     shape = shapes.lease(lease("l1", "ada", State.ACTIVE, part()), {"GPU-a": A100}, None)
     assert shape["requested_at"] == "2023-11-14T22:11:40.000+00:00"

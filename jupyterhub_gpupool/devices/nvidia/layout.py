@@ -67,6 +67,7 @@ def device_of(gpu: Facts, node: str, driver: str, wanted: Wanted) -> tuple[Devic
         instances=instances,
         driver=driver,
         numa=gpu["numa"],
+        cpus=gpu["cpus"],
         links=tuple(sorted(gpu["links"].items())),
     )
     return device, problems
