@@ -126,6 +126,9 @@ def to_3(conn: Connection) -> None:
         "ALTER TABLE devices ADD COLUMN numa INTEGER",
         "ALTER TABLE devices ADD COLUMN cpus TEXT DEFAULT '' NOT NULL",
         "ALTER TABLE devices ADD COLUMN links TEXT DEFAULT '[]' NOT NULL",
+        "ALTER TABLE devices ADD COLUMN power_watts FLOAT",
+        "ALTER TABLE devices ADD COLUMN temperature_celsius FLOAT",
+        "ALTER TABLE devices ADD COLUMN ecc_errors FLOAT",
     ):
         conn.exec_driver_sql(statement)
 

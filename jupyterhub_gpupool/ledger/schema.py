@@ -115,6 +115,9 @@ devices = Table(
     Column("numa", Integer),
     Column("cpus", Text, nullable=False, server_default=""),
     Column("links", Text, nullable=False, server_default="[]"),
+    Column("power_watts", Float),
+    Column("temperature_celsius", Float),
+    Column("ecc_errors", Float),  # a count; no integer of a database is sure to hold what a driver may say
     CheckConstraint("used >= 0 AND used <= cells"),
 )
 

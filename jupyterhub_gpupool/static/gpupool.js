@@ -21,6 +21,8 @@ function duration(seconds) {
 
 const percent = (value) => (value === null ? "unknown" : `${Math.round(value)} %`);
 
+const figure = (value, unit) => (value === null ? "unknown" : `${Math.round(value)}${unit}`);
+
 function memory(mib) {
   if (mib === null) return "unknown";
   return mib < 1024 ? `${Math.round(mib)} MiB` : `${(mib / 1024).toFixed(1)} GiB`;
@@ -304,6 +306,9 @@ function fillDevice(card, device) {
   setText(card, "held", `${device.cells_held} of ${device.cells}`);
   setText(card, "utilization", percent(device.utilization));
   meter(card, "utilization-meter", device.utilization);
+  setText(card, "power", figure(device.power_watts, " W"));
+  setText(card, "temperature", figure(device.temperature_celsius, " °C"));
+  setText(card, "errors", figure(device.ecc_errors, ""));
   setText(card, "memory-used", memory(device.memory_used_mib));
   setText(card, "memory", memory(device.memory_mib));
   meter(card, "memory-meter", device.memory_used_mib, device.memory_mib || 1);

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from jupyterhub_gpupool import profiles
+from jupyterhub_gpupool.conditions import Condition
 from jupyterhub_gpupool.ledger import Event, Reading, Snapshot
 from jupyterhub_gpupool.model import (
     Decision,
@@ -133,9 +134,11 @@ def test_a_service_with_a_users_name_is_not_that_user() -> None:
     ids=["in the last sweep", "in a sweep under way", "before the last sweep", "never"],
 )
 def test_a_reading_counts_only_if_the_last_sweep_made_it(sampled_at: float | None, known: bool) -> None:
-    seen = snapshot(readings={"GPU-a": Reading(50.0, 100, sampled_at)})
+    seen = snapshot(readings={"GPU-a": Reading(50.0, 100, sampled_at, Condition(61.5, 40.0, 0))})
     device = shapes.pool(seen, ADA)["devices"][0]
     assert (device["utilization"], device["memory_used_mib"]) == ((50.0, 100) if known else (None, None))
+    told = [device[name] for name in ("power_watts", "temperature_celsius", "ecc_errors")]
+    assert told == ([61.5, 40.0, 0] if known else [None] * 3)
 
 
 def test_unknown_is_null_and_never_zero() -> None:
