@@ -200,9 +200,7 @@ class Sweep:
             called = calls_on(lease, wanted, devices, snapshot.now, budget_end=self.pool.budget_end)
             seen = self.observe(lease, sample, elapsed, snapshot.now, wanted.idle.get(lease.id), called)
             observed.append(replace(seen, note=note_on(lease, wanted)))
-        taken: dict[str, int] = await self.pool.ask(
-            "record", observed, readings.devices, readings.conditions
-        )
+        taken: dict[str, int] = await self.pool.ask("record", observed, readings.devices, readings.conditions)
         for item in observed:
             seen_of = active[item.lease]
             self._idle[seen_of.group] = self._idle.get(seen_of.group, 0.0) + item.idle_tick * seen_of.gpus
