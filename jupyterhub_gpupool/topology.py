@@ -20,8 +20,11 @@ LEVELS = ("SYS", "NODE", "PHB", "PXB", "PIX")
 
 NVLINKS = re.compile(r"NV([1-9][0-9]?)")
 
-EXACT = 2000
-"""Sets of which each is looked at; where there are more (8 of 16 are 12 870), they are grown from each GPU."""
+EXACT = 200
+"""Sets of which each is looked at: all of 8 GPUs, and all pairs of 16.  Where there are more they are grown."""
+
+MOST = 32
+"""GPUs among which is searched, those that come first: this is done while the queue is served."""
 
 NEAR, ALL = "near", "all"
 """What a profile can say instead of a list of CPUs."""
@@ -94,6 +97,7 @@ def nearest(fixed: Sequence[Device], among: Sequence[Device], count: int) -> tup
     one is grown from each GPU, and the best of these is taken; it need not be the best of all.
     """
     first = tuple(range(count))
+    among = among[: max(MOST, count)]
     everything = [*fixed, *among]
     if count >= len(among) or not any(device.links for device in everything):
         return first[: len(among)]
@@ -121,10 +125,15 @@ def _grown(
     near: Sequence[Sequence[int]], chosen: tuple[int, ...], size: int, places: Sequence[int]
 ) -> tuple[int, ...]:
     """Take the GPU that is nearest to those that are chosen, until there are enough."""
+    left = {
+        place: _worth([near[place][other] for other in chosen]) for place in places if place not in chosen
+    }
     while len(chosen) < size:
-        left = [place for place in places if place not in chosen]
-        nearest_one = max(left, key=lambda place: _worth([near[place][other] for other in chosen]))
-        chosen = (*chosen, nearest_one)
+        one = max(left, key=left.__getitem__)
+        del left[one]
+        chosen = (*chosen, one)
+        for place, (worst, total) in left.items():
+            left[place] = min(worst, near[place][one]), total + near[place][one]
     return chosen
 
 
