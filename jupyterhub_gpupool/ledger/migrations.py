@@ -70,6 +70,19 @@ def to_2(conn: Connection) -> None:
         conn.exec_driver_sql(statement)
 
 
+WHERE_AND_HOW_WARM = tuple(
+    f"ALTER TABLE devices ADD COLUMN {column}"
+    for column in (
+        "numa INTEGER",
+        "cpus TEXT DEFAULT '' NOT NULL",
+        "links TEXT DEFAULT '[]' NOT NULL",
+        "power_watts FLOAT",
+        "temperature_celsius FLOAT",
+        "ecc_errors FLOAT",
+    )
+)
+
+
 def to_3(conn: Connection) -> None:
     """Add which process of which machine a hub is, and what the delivery of warnings needs.
 
@@ -123,12 +136,7 @@ def to_3(conn: Connection) -> None:
         )""",
         # A warning that was given before knows nothing of a delivery: it is given again, in full.
         "UPDATE leases SET deadline_seconds = NULL, warned_at = NULL, warned_for = '' WHERE state = 'active'",
-        "ALTER TABLE devices ADD COLUMN numa INTEGER",
-        "ALTER TABLE devices ADD COLUMN cpus TEXT DEFAULT '' NOT NULL",
-        "ALTER TABLE devices ADD COLUMN links TEXT DEFAULT '[]' NOT NULL",
-        "ALTER TABLE devices ADD COLUMN power_watts FLOAT",
-        "ALTER TABLE devices ADD COLUMN temperature_celsius FLOAT",
-        "ALTER TABLE devices ADD COLUMN ecc_errors FLOAT",
+        *WHERE_AND_HOW_WARM,
     ):
         conn.exec_driver_sql(statement)
 
