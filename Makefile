@@ -43,9 +43,10 @@ lint:
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
 
+# 2: what a benchmark needs is not on this machine, and it has said so.
 bench:
 	@$(INSTALL) hub demo docker nvidia
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit; done
+	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || [ $$? -eq 2 ] || exit 1; done
 
 # The image's lock files alone pin what is in it: nothing of .venv goes into it.
 image:

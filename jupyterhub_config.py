@@ -14,9 +14,23 @@ c = get_config()  # noqa: F821
 # --- The GPUs: simulated here, one dictionary for each kind ---------------------------------------
 # mode "any": handed out whole or in shares, as asked for. With "mig": just these MIG instances.
 c.SimulatedDevices.gpus = [
-    {"model": "A100-SXM4-80GB", "memory": "80G", "compute_capability": "8.0", "count": 2, "mode": "any"},
-    {"model": "H100", "memory": "80G", "compute_capability": "9.0", "mig": ["3g.40gb", "1g.10gb", "1g.10gb"]},
-    {"model": "T4", "memory": "16G", "compute_capability": "7.5"},
+    {
+        "model": "A100-SXM4-80GB",
+        "memory": "80G",
+        "compute_capability": "8.0",
+        "count": 2,
+        "mode": "any",
+        "numa": 0,
+        "links": "NV12",  # where they sit, as `nvidia-smi topo -m` shows it of real ones
+    },
+    {
+        "model": "H100",
+        "memory": "80G",
+        "compute_capability": "9.0",
+        "numa": 1,
+        "mig": ["3g.40gb", "1g.10gb", "1g.10gb"],
+    },
+    {"model": "T4", "memory": "16G", "compute_capability": "7.5", "numa": 1},
 ]
 
 # --- When an idle session is taken back, in seconds -----------------------------------------------

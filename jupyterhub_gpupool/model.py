@@ -133,7 +133,8 @@ class Device:
     drain_at: float | None = None  # when sessions on it end at the earliest; None: it is not drained
     drain_by: str = ""
     drain_why: str = ""
-    numa: int | None = None  # this and ``links`` are not kept in the ledger
+    numa: int | None = None  # the NUMA node of its bus
+    cpus: str = ""  # those of that node, as the kernel lists them; empty: unknown
     links: tuple[tuple[str, str], ...] = ()  # (other GPU, how near: NV12 (NVLinks), PIX, PXB, PHB, NODE, SYS)
 
     @property

@@ -18,6 +18,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 
+from . import topology
 from .errors import Rejected
 from .model import Device, Instance, Kind, Mode, Wish
 
@@ -252,21 +253,18 @@ def _choose_share(free: Iterator[_Option], used: Mapping[str, int]) -> tuple[_Op
 
 
 def _choose_together(free: Iterator[_Option], count: int) -> tuple[_Option, ...]:
-    """Several GPUs of one node: of one model where possible, then as a single one is preferred."""
+    """Several GPUs of one node: of one model where possible, as a single one is preferred, then the nearest."""
     groups: dict[tuple[str, str | None], list[_Option]] = {}
     for option in free:
         node = option.device.node
         for key in ((node, option.device.model), (node, None)):
-            group = groups.setdefault(key, [])
-            if len(group) < count:
-                group.append(option)
+            groups.setdefault(key, []).append(option)
     worth = []
     for n, ((node, model), group) in enumerate(groups.items()):
-        if len(group) == count:
-            broken = sum(option.device.mode is Mode.ANY for option in group)
-            memory = sum(option.device.memory_mib for option in group)
-            worth.append((model is None, broken, memory, node, n, group))
-    return tuple(min(worth)[5]) if worth else ()
+        if len(group) >= count:
+            price, places = topology.together([option.device for option in group], count)
+            worth.append((model is None, price, node, n, [group[place] for place in places]))
+    return tuple(min(worth)[4]) if worth else ()
 
 
 def _placed(wish: Wish, option: _Option) -> Placed:

@@ -6,7 +6,18 @@ configuration may be spelt as docker-py spells them (``pid_mode``) or as the eng
 
 from __future__ import annotations
 
-from .hardening import GIVEN, LOG_FILES, LOG_SIZE, PIDS, SHM_SIZE, TMP_SIZE, combine, host_config, reference
+from .hardening import (
+    GIVEN,
+    LOG_FILES,
+    LOG_SIZE,
+    PIDS,
+    SHM_SIZE,
+    TMP_SIZE,
+    binds_cpus,
+    combine,
+    host_config,
+    reference,
+)
 from .names import LABEL, NO_DEVICE, image_problem, user_problem, volume_name
 from .paths import path_problem
 from .rules import DANGERS, dangers, owned, refusals
@@ -21,6 +32,7 @@ __all__ = [
     "PIDS",
     "SHM_SIZE",
     "TMP_SIZE",
+    "binds_cpus",
     "combine",
     "dangers",
     "host_config",

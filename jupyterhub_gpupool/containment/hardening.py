@@ -31,7 +31,7 @@ GIVEN = {
     "memswap_limit": "The memory limit holds for memory and swap together; otherwise a session swaps for everybody. "
     "Where a profile says nothing, three quarters of the machine's memory.",
     "cpuset_cpus": "TensorFlow starts as many threads as it sees CPUs, and `cpu_limit` alone hides none. Only where "
-    "the profile names CPUs.",
+    "the profile's `cpuset` names CPUs, and for several GPUs those of their NUMA nodes.",
 }
 """Each key that :func:`host_config` gives, and its reason."""
 
@@ -40,6 +40,10 @@ _UNITED = ("cap_drop", "security_opt")
 
 _WHOLE = ("log_config", "restart_policy")
 """Dictionaries whose parts make no sense under another one's."""
+
+
+_BINDS = ("cpuset", "cpusetcpus", "cpusetmems", "cgroupparent")
+"""Settings of a container that say on which CPUs it runs, as :func:`.paths.plain_key` writes them."""
 
 
 def host_config(
@@ -79,6 +83,11 @@ def host_config(
     if cpuset:
         found["cpuset_cpus"] = cpuset
     return found
+
+
+def binds_cpus(asked: Mapping[str, Any]) -> bool:
+    """Whether an admin's own settings decide on which CPUs a container runs."""
+    return any(plain_key(name) in _BINDS for name in asked)
 
 
 def combine(given: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:

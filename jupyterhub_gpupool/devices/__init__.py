@@ -9,17 +9,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from ..conditions import Condition
 from ..model import Device, Process, Sample, Slice
 
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What a device tells beside its use; every field may be unknown."""
-
-    power_watts: float | None = None
-    temperature_celsius: float | None = None
-    ecc_errors: int | None = None
-    """Memory errors since the driver was loaded that could not be corrected."""
+__all__ = ["Condition", "Inventory", "Readings", "Telemetry"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,17 +24,16 @@ from traitlets.config import LoggingConfigurable
 
 from ..model import CELLS_PER_GPU, Device, Health, Instance, Mode, Process, Sample, Slice
 from . import Readings
+from .simulated_layout import EIGHT, GIB_IN_MIB, PLACES, Place, connected, instance, layout, place_of
 
 MIB = 1024 * 1024
-GIB_IN_MIB = 1024
-KEYS = ("model", "memory", "compute_capability", "count", "mode", "mig")
+KEYS = ("model", "memory", "compute_capability", "count", "mode", "mig", *PLACES)
 MOST_GPUS = 1024
 """GPUs of one entry: more than any machine has, few enough to be looked at in one sweep."""
 
 FAULTS = ("sick", "lost", "silent")
 HEALTH = {"sick": Health.SICK, "lost": Health.LOST}
 
-EIGHT = 8
 MEMORY_SLICES = {
     "A30*": 4,
     "A100*": EIGHT,
@@ -46,16 +45,6 @@ MEMORY_SLICES = {
     "B200*": EIGHT,
 }
 """Memory slices of the models that have MIG, by shell pattern.  Another model gets one for each 10 GiB."""
-
-OF_EIGHT = ((1, 1), (1, 2), (2, 2), (3, 4), (4, 4), (7, 8))
-"""Instances of a GPU with eight memory slices as (compute, memory) slices: 3g.40gb of 80 GB is (3, 4)."""
-
-OF_FEWER = ((1, 1), (2, 2), (4, 4))
-"""Instances of a GPU with fewer memory slices."""
-
-STARTS = {(1, 1): range(7), (2, 2): range(0, 6, 2), (4, 4): range(1)}
-"""Where NVIDIA lets an instance of (compute, memory) slices begin on a GPU with eight memory slices, where
-that is not every multiple of its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +58,7 @@ class _Model:
     mode: Mode
     memory_slices: int
     instances: tuple[tuple[str, int, int], ...]
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +82,11 @@ class SimulatedDevices(LoggingConfigurable):
         ``compute_capability`` (text such as ``"8.0"``; default: not known); ``count`` (GPUs of this kind,
         default 1); ``mode`` (``"any"``, the default: whole or in shares, whichever is asked for first;
         ``"whole"``; ``"share"``; ``"mig"``); ``mig`` (list of MIG instances of each of these GPUs, by
-        NVIDIA's profile names, put at the places that NVIDIA allows; implies the mode ``"mig"``).
+        NVIDIA's profile names, put at the places that NVIDIA allows; implies the mode ``"mig"``);
+        ``numa`` (number of the NUMA node of these GPUs; default: not known); ``cpus`` (the CPUs of that node,
+        a text such as ``"0-15"``; default: not known); ``links`` (how near these GPUs are to each other, in the
+        words of ``nvidia-smi topo``: ``"NV12"``, ``"PIX"``, ``"PXB"``, ``"PHB"``, ``"NODE"``, ``"SYS"``; default:
+        ``"NODE"`` where ``numa`` is known). GPUs of two entries are ``"NODE"`` or ``"SYS"``, by their ``numa``.
 
         Example: ``[{"model": "A100-SXM4-80GB", "memory": "80G", "compute_capability": "8.0", "count": 2},
         {"model": "H100", "memory": "80G", "mig": ["3g.40gb", "1g.10gb", "1g.10gb"]}]``."""
@@ -182,10 +176,12 @@ class SimulatedDevices(LoggingConfigurable):
 
     def _inventory(self) -> tuple[Device, ...]:
         found: list[Device] = []
-        for kind in _models(self.gpus):
+        places: list[tuple[int, Place]] = []
+        for entry, kind in enumerate(_models(self.gpus)):
             for _ in range(kind.count):
                 found.append(self._device(kind, len(found)))
-        return tuple(found)
+                places.append((entry, kind.place))
+        return connected(found, places)
 
     def _device(self, kind: _Model, index: int) -> Device:
         instances = tuple(
@@ -326,7 +322,7 @@ def _model(where: str, entry: Any) -> _Model:
     mode = _mode(where, entry.get("mode", Mode.MIG if mig else Mode.ANY), bool(mig))
     slices = next((n for pattern, n in MEMORY_SLICES.items() if fnmatchcase(entry["model"], pattern)), 0)
     slices = slices or max(1, round(memory / (10 * GIB_IN_MIB)))
-    layout = _layout(where, [_instance(where, name, memory, slices) for name in mig], slices)
+    placed = layout(where, [instance(where, name, memory, slices) for name in mig], slices)
     return _Model(
         model=entry["model"],
         memory_mib=memory,
@@ -334,7 +330,8 @@ def _model(where: str, entry: Any) -> _Model:
         count=count,
         mode=mode,
         memory_slices=slices,
-        instances=tuple((name, first, cells) for name, (first, cells) in zip(mig, layout, strict=True)),
+        instances=tuple((name, first, cells) for name, (first, cells) in zip(mig, placed, strict=True)),
+        place=place_of(where, entry),
     )
 
 
@@ -357,41 +354,3 @@ def _mode(where: str, value: Any, mig: bool) -> Mode:
             f"{where}: 'mode' {value!r} is not allowed {why} 'mig'; allowed: {', '.join(allowed)}."
         )
     return Mode(value)
-
-
-def _instance(where: str, name: Any, memory_mib: int, slices: int) -> tuple[int, int]:
-    """The (compute, memory) slices of an instance by its name, such as 3g.40gb."""
-    legal = {
-        f"{compute}g.{int(memory_mib * size / slices / GIB_IN_MIB + 0.5)}gb": (compute, size)
-        for compute, size in (OF_EIGHT if slices == EIGHT else OF_FEWER)
-        if size <= slices
-    }
-    if not isinstance(name, str) or name not in legal:
-        raise TraitError(f"{where}: MIG instance {name!r} is not known here; allowed: {', '.join(legal)}.")
-    return legal[name]
-
-
-def _layout(where: str, wanted: Sequence[tuple[int, int]], slices: int) -> list[tuple[int, int]]:
-    """Put instances in order at the first places that NVIDIA allows, as (first, cells)."""
-    placed = _place(wanted, slices, frozenset())
-    if placed is None:
-        raise TraitError(
-            f"{where}: the instances of 'mig' do not fit together on one GPU with {slices} memory slices; "
-            "take fewer or smaller ones."
-        )
-    return placed
-
-
-def _place(
-    wanted: Sequence[tuple[int, int]], slices: int, taken: frozenset[int]
-) -> list[tuple[int, int]] | None:
-    """Try every legal place of the first, then the rest: a small one in front must not bar a large one."""
-    if not wanted:
-        return []
-    compute, size = wanted[0]
-    starts = STARTS.get((compute, size)) if slices == EIGHT else None
-    for first in starts or range(0, slices - size + 1, size):
-        cells = frozenset(range(first, first + size))
-        if not cells & taken and (rest := _place(wanted[1:], slices, taken | cells)) is not None:
-            return [(first, size), *rest]
-    return None

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import or_, select, update
 
 from .. import fairness, placement
+from ..conditions import Condition
 from ..errors import Unavailable
 from ..model import NEW, Device, Lease, Request, Sample, Session, State
 from . import checks, handing, hubs, observations, rows, transitions, troubles
@@ -295,11 +296,14 @@ class Ledger(Reader, Admin, Deliveries, Endings):
             return observations.sync_inventory(tx, found, self.policy.suspect_for)
 
     def record(
-        self, observed: Iterable[Observation], readings: Mapping[str, Sample] | None = None
+        self,
+        observed: Iterable[Observation],
+        readings: Mapping[str, Sample] | None = None,
+        conditions: Mapping[str, Condition] | None = None,
     ) -> dict[str, int]:
         """See :func:`observations.record`."""
         with self.store.write() as tx:
-            observations.read_devices(tx, readings or {})
+            observations.read_devices(tx, readings or {}, conditions or {})
             return observations.record(tx, observed)
 
     def swept(self, seconds: float, mode: str) -> None:

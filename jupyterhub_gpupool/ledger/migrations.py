@@ -70,6 +70,19 @@ def to_2(conn: Connection) -> None:
         conn.exec_driver_sql(statement)
 
 
+WHERE_AND_HOW_WARM = tuple(
+    f"ALTER TABLE devices ADD COLUMN {column}"
+    for column in (
+        "numa INTEGER",
+        "cpus TEXT DEFAULT '' NOT NULL",
+        "links TEXT DEFAULT '[]' NOT NULL",
+        "power_watts FLOAT",
+        "temperature_celsius FLOAT",
+        "ecc_errors FLOAT",
+    )
+)
+
+
 def to_3(conn: Connection) -> None:
     """Add which process of which machine a hub is, and what the delivery of warnings needs.
 
@@ -132,6 +145,7 @@ def to_3(conn: Connection) -> None:
         "ALTER TABLE leases ADD COLUMN trouble TEXT DEFAULT '' NOT NULL",
         "ALTER TABLE leases ADD COLUMN rung VARCHAR(32) DEFAULT '' NOT NULL",
         "ALTER TABLE leases ADD COLUMN over_seconds FLOAT",
+        *WHERE_AND_HOW_WARM,
     ):
         conn.exec_driver_sql(statement)
 

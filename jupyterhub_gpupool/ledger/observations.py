@@ -6,12 +6,14 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import bindparam, insert, select, update
 
 from .. import idleness
 from ..books import by_day
+from ..conditions import UNKNOWN, Condition
 from ..errors import Rejected
 from ..model import Decision, Device, Health, Sample, State, Verdict
 from ..watchdog import MEMORY
@@ -356,15 +358,35 @@ def sync_inventory(tx: Transaction, found: Sequence[Device], suspect_for: float)
     return changed
 
 
-def read_devices(tx: Transaction, readings: Mapping[str, Sample]) -> None:
+_read = (
+    update(t.devices)
+    .where(t.devices.c.id == bindparam("key"))
+    .values(
+        utilization=bindparam("u"),
+        memory_used_mib=bindparam("m"),
+        power_watts=bindparam("power"),
+        temperature_celsius=bindparam("warm"),
+        ecc_errors=bindparam("errors"),
+        sampled_at=bindparam("at"),
+    )
+)
+
+
+def read_devices(
+    tx: Transaction,
+    readings: Mapping[str, Sample],
+    conditions: Mapping[str, Condition] = MappingProxyType({}),
+) -> None:
     """Store what the devices themselves say."""
-    if readings:
-        tx.run(
-            update(t.devices)
-            .where(t.devices.c.id == bindparam("key"))
-            .values(utilization=bindparam("u"), memory_used_mib=bindparam("m"), sampled_at=tx.now),
-            [{"key": key, "u": s.utilization, "m": s.memory_mib} for key, s in readings.items()],
-        )
+    values = []
+    for key, sample in readings.items():
+        told = conditions.get(key, UNKNOWN)
+        values.append(
+            {"key": key, "u": sample.utilization, "m": sample.memory_mib, "power": told.power_watts,
+             "warm": told.temperature_celsius, "errors": told.ecc_errors, "at": tx.now}
+        )  # fmt: skip
+    if values:
+        tx.run(_read, values)
 
 
 def lead(tx: Transaction, holder: str, seconds: float) -> bool:

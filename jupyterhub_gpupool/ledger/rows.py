@@ -67,6 +67,9 @@ def device(row: Any) -> Device:
         drain_why=row.drain_why,
         examined=bool(row.examined),
         unclean=row.unclean,
+        numa=row.numa,
+        cpus=row.cpus,
+        links=tuple((other, link) for other, link in json.loads(row.links)),
     )
 
 
@@ -87,6 +90,9 @@ def device_values(found: Device) -> dict[str, Any]:
         "driver": found.driver,
         "examined": int(found.examined),
         "instances": dump([plain(i) for i in found.instances]),
+        "numa": found.numa,
+        "cpus": found.cpus,
+        "links": dump(found.links),
     }
 
 

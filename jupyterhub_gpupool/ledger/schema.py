@@ -114,6 +114,12 @@ devices = Table(
     Column("drain_why", Text, nullable=False, server_default=""),
     Column("examined", Integer, nullable=False, server_default="0"),
     Column("unclean", Text, nullable=False, server_default=""),  # what a session has left; beside the health
+    Column("numa", Integer),
+    Column("cpus", Text, nullable=False, server_default=""),
+    Column("links", Text, nullable=False, server_default="[]"),
+    Column("power_watts", Float),
+    Column("temperature_celsius", Float),
+    Column("ecc_errors", Float),  # a count; no integer of a database is sure to hold what a driver may say
     CheckConstraint("used >= 0 AND used <= cells"),
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select
 
 from .. import fairness, placement
+from ..conditions import UNKNOWN, Condition
 from ..model import Device, Lease, Limit, State
 from . import rows
 from . import schema as t
@@ -23,6 +24,7 @@ class Reading:
     utilization: float | None
     memory_used_mib: int | None
     sampled_at: float | None
+    condition: Condition = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def snapshot(conn: Connection, now: float, grants: Grants) -> Snapshot:
         swept_at=pool.swept_at,
         sweep_seconds=pool.sweep_seconds,
         devices=tuple(rows.device(row) for row in devices),
-        readings={row.id: Reading(row.utilization, row.memory_used_mib, row.sampled_at) for row in devices},
+        readings={row.id: _reading(row) for row in devices},
         leases=tuple(rows.with_slices(conn, [*held, *waiting])),
         limits=rules.limits,
         guaranteed=rules.guaranteed(now),
@@ -149,6 +151,12 @@ def snapshot(conn: Connection, now: float, grants: Grants) -> Snapshot:
         waits={row.id: (row.wait_low, row.wait_high) for row in waiting if row.wait_high is not None},
         offers={slug: (low, high) for slug, (low, high) in rows.load(pool.waits).items()},
     )
+
+
+def _reading(row: Any) -> Reading:
+    errors = None if row.ecc_errors is None else int(row.ecc_errors)
+    told = Condition(row.power_watts, row.temperature_celsius, errors)
+    return Reading(row.utilization, row.memory_used_mib, row.sampled_at, told)
 
 
 # Built once: every poll of the hub asks, and building a statement costs more than SQLite takes to run it.

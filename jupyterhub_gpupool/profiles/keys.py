@@ -209,9 +209,10 @@ SETTINGS: dict[str, Key] = {
     ),
     "cpuset": Key(
         read_cpus,
-        'a list of CPUs such as "0-7,16"',
-        "the session sees these CPUs only, where the backend has containers; TensorFlow starts as many threads",
-        "all CPUs",
+        'a list of CPUs such as "0-7,16", "near" or "all"',
+        "the session sees these CPUs only, where the backend has containers; TensorFlow starts as many threads; "
+        "near: those of the NUMA nodes of its GPUs, where they are known and no fewer than `cpu_limit`",
+        "near for several GPUs, else all",
         typed=False,
     ),
     "tensorflow": Key(_of(lambda: TENSORFLOW), "a dictionary, see below", "TensorFlow's settings"),

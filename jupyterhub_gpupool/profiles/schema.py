@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .. import topology
 from ..cells import cell_numbers, ranges
 
 LONGEST_ECHO = 60
@@ -24,6 +25,7 @@ PLACEHOLDER = "{value}"
 
 MOST_BYTES = 1 << 60
 MOST_CPU = 4095
+CPU_WORDS = (topology.NEAR, topology.ALL)
 DEEPEST_DATA = 20
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -236,7 +238,9 @@ def read_regex(value: Any, where: Where) -> str:
 
 
 def read_cpus(value: Any, where: Where) -> str:
-    """CPUs as the kernel lists them, in order and each once: ``0-7,16``."""
+    """CPUs as the kernel lists them, in order and each once: ``0-7,16``; or a word that names them."""
+    if value in CPU_WORDS:
+        return str(value)
     if not isinstance(value, str) or not re.fullmatch(
         r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*", value
     ):

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..devices import Condition
+from ..conditions import Condition
 from ..ledger import Snapshot
 from ..model import Decision, Health
 from . import shapes
@@ -126,7 +126,7 @@ class ConditionCollector(Collector):
         yield from families.values()
 
 
-def _condition_families() -> dict[str, GaugeMetricFamily]:
+def _condition_families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
     """The metric of each field of :class:`Condition`."""
     label = ["device"]
     return {
@@ -134,7 +134,7 @@ def _condition_families() -> dict[str, GaugeMetricFamily]:
         "temperature_celsius": GaugeMetricFamily(
             "gpupool_device_temperature_celsius", "Temperature of the GPU", labels=label
         ),
-        "ecc_errors": GaugeMetricFamily(
+        "ecc_errors": CounterMetricFamily(  # the name in the text ends in _total
             "gpupool_device_ecc_errors",
             "Memory errors since the driver was loaded that could not be corrected",
             labels=label,

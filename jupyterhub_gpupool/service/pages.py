@@ -51,6 +51,11 @@ def memory(mib: float | None) -> str:
     return f"{mib:.0f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"
 
 
+def figure(value: float | None, unit: str = "") -> str:
+    """A figure with its unit in words."""
+    return "unknown" if value is None else f"{value:.0f} {unit}".rstrip()
+
+
 def clock(iso: str | None) -> str:
     """A time for readers without JavaScript, which makes it local."""
     return "unknown" if iso is None else f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M:%S} UTC"
@@ -76,7 +81,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"duration": duration, "percent": percent, "memory": memory, "clock": clock, "bars": bars}
-    made.filters |= {"condition": device_in_words, "short": short_image}
+    made.filters |= {"figure": figure, "condition": device_in_words, "short": short_image}
     return made
 
 

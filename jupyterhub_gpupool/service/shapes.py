@@ -12,12 +12,13 @@ from typing import Any
 
 from .. import books, fairness, rungs, signals
 from ..cells import ranges
+from ..conditions import UNKNOWN
 from ..ledger import Event, Snapshot
 from ..model import HOLDING, Device, Instance, Kind, Lease, Slice, State
 from ..profiles import Availability, Profiles, wait_in_words
 from . import telling
 from .telling import iso
-from .words import check_in_words, slice_in_words
+from .words import check_in_words, links_in_words, slice_in_words
 
 Shape = dict[str, Any]
 
@@ -97,6 +98,7 @@ def _gpus(snapshot: Snapshot, held: Mapping[str, list[tuple[Slice, Lease]]]) -> 
 def _device(device: Device, held: list[tuple[Slice, Lease]], snapshot: Snapshot, person: Person) -> Shape:
     reading = snapshot.readings.get(device.id)
     known = reading is not None and _belongs_to_last_sweep(reading.sampled_at, snapshot)
+    told = reading.condition if reading and known else UNKNOWN
     return {
         "id": device.id,
         "node": device.node,
@@ -111,12 +113,19 @@ def _device(device: Device, held: list[tuple[Slice, Lease]], snapshot: Snapshot,
         "mode": device.mode.value,
         "utilization": reading.utilization if reading and known else None,
         "memory_used_mib": reading.memory_used_mib if reading and known else None,
+        "power_watts": told.power_watts,
+        "temperature_celsius": told.temperature_celsius,
+        "ecc_errors": told.ecc_errors,
         "sampled_at": iso(reading.sampled_at) if reading else None,
         "drained": device.drained,
         "drain_at": iso(device.drain_at),
         "drain_by": (device.drain_by or None) if person.admin else None,
         "drain_why": device.drain_why or None,
         "simulated": device.simulated,
+        "numa": device.numa,
+        "cpus": device.cpus or None,
+        "links": dict(device.links),
+        "links_words": links_in_words(device, snapshot.devices) or None,
         "cells": device.cells,
         "cells_held": sum(len(part.cells) for part, _ in held),
         "slices": _slices(device, held, person),

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from .. import faults, idleness, watchdog
-from ..devices import Condition, Inventory, Readings, Telemetry
+from ..conditions import Condition
+from ..devices import Inventory, Readings, Telemetry
 from ..errors import GPUPoolError, LeaseConflict, Unavailable
 from ..fairness import Victim
 from ..ledger import Observation, Progress, Snapshot, Wanted
@@ -219,7 +220,7 @@ class Sweep:
             work = works.get(lease.id, Work())
             seen = self.observe(lease, sample, elapsed, snapshot.now, wanted.idle.get(lease.id), called, work)
             observed.append(replace(seen, note=note_on(lease, wanted)))
-        taken: dict[str, int] = await self.pool.ask("record", observed, readings.devices)
+        taken: dict[str, int] = await self.pool.ask("record", observed, readings.devices, readings.conditions)
         for item in observed:
             seen_of = active[item.lease]
             self._idle[seen_of.group] = self._idle.get(seen_of.group, 0.0) + item.idle_tick * seen_of.gpus

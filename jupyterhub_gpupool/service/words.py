@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .. import topology
 from ..idleness import BUDGET, CALLED, DRAIN, IDLE, MAX_AGE, SHARE
 from ..model import Device, Health, Kind, Lease, Slice, State
 from ..watchdog import MEMORY
@@ -47,6 +49,20 @@ def device_in_words(shape: Mapping[str, Any]) -> str:
     if shape["health"] != Health.OK.value and shape["health_reason"]:
         words += f": {shape['health_reason']}"
     return f"{words}, drained" if shape["drained"] else words
+
+
+def links_in_words(device: Device, devices: Sequence[Device]) -> str:
+    """How near the other GPUs of its node are, the nearest first; empty: it has no other."""
+    if not device.links:
+        alone = all(one.node != device.node or one.id == device.id for one in devices)
+        return "" if alone else "unknown"
+    found: dict[str, list[int]] = defaultdict(list)
+    told = dict(device.links)
+    for other in devices:
+        if other.node == device.node and other.id != device.id:
+            found[told.get(other.id, "unknown")].append(other.index)
+    nearest = sorted(found, key=topology.rank, reverse=True)
+    return "; ".join(f"{link} to GPU {', '.join(map(str, sorted(found[link])))}" for link in nearest)
 
 
 RULES = {

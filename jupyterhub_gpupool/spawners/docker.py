@@ -25,7 +25,7 @@ from traitlets import (
     validate,
 )
 
-from .. import containment, profiles
+from .. import containment, profiles, topology
 from ..containment.readback import ACCESS, UNSAFE, access_for, labels_for, request_for, with_labels
 from ..errors import GPUPoolError, Rejected, Unavailable
 from ..model import Lease, Session
@@ -125,6 +125,7 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
         it. False: by a port that is published on ``host_ip``, which is loopback.""",
     ).tag(config=True)
 
+    cpu_limit: Any
     api_token: str  # traits of the stock spawner, named here for the type checker
     mem_limit: Any
     mounts: list[Any]
@@ -271,7 +272,13 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
             pids_limit=self.pids_limit,
             shm_size=self.shm_size,
             tmp_size=self.tmp_size,
-            cpuset=self._choice.cpuset,
+            cpuset=topology.cpuset(
+                self._choice.cpuset,
+                self._devices,
+                limit=float(self.cpu_limit or 0),
+                there=int(info.get("NCPU") or 0),
+                bound=containment.binds_cpus({**host, **create}),
+            ),
         )
         own = {
             "auto_remove": False,

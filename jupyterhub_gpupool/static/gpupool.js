@@ -21,6 +21,8 @@ function duration(seconds) {
 
 const percent = (value) => (value === null ? "unknown" : `${Math.round(value)} %`);
 
+const figure = (value, unit) => (value === null ? "unknown" : `${Math.round(value)}${unit}`);
+
 function memory(mib) {
   if (mib === null) return "unknown";
   return mib < 1024 ? `${Math.round(mib)} MiB` : `${(mib / 1024).toFixed(1)} GiB`;
@@ -291,6 +293,9 @@ function fillDevice(card, device) {
   setText(card, "mode", device.mode);
   setText(card, "driver", device.driver);
   show(card, "driver", Boolean(device.driver));
+  setText(card, "numa", device.numa ?? "unknown");
+  setText(card, "links", device.links_words);
+  show(card, "links", Boolean(device.links_words));
   show(card, "drained", device.drained);
   showTime(field(card, "drain-at"), device.drain_at);
   setText(card, "drain-by", device.drain_by && `, by ${device.drain_by}`);
@@ -305,6 +310,9 @@ function fillDevice(card, device) {
   setText(card, "held", `${device.cells_held} of ${device.cells}`);
   setText(card, "utilization", percent(device.utilization));
   meter(card, "utilization-meter", device.utilization);
+  setText(card, "power", figure(device.power_watts, " W"));
+  setText(card, "temperature", figure(device.temperature_celsius, " °C"));
+  setText(card, "errors", figure(device.ecc_errors, ""));
   setText(card, "memory-used", memory(device.memory_used_mib));
   setText(card, "memory", memory(device.memory_mib));
   meter(card, "memory-meter", device.memory_used_mib, device.memory_mib || 1);

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from ..conditions import Condition
 from ..idleness import STEADY
 from ..ledger import Snapshot
 from ..model import Device, Kind, Lease, Slice, State
@@ -38,6 +39,9 @@ DEVICES = (
     Column("MEMORY MIB", 8, right=True),
     Column("SLICES", 8),
 )
+CONDITION = Column("CONDITION", 9)
+"""Left out where no GPU tells any of it, as simulated ones."""
+
 SESSIONS = (
     Column("USER", 8),
     Column("PROFILE", 8),
@@ -62,8 +66,13 @@ def frame(snapshot: Snapshot, total: int, clean: Clean) -> list[str]:
     """The whole picture in lines of ``total`` places."""
     found = [part for line in _head(snapshot) for part in wrapped(line, total)]
     if snapshot.devices:
-        rows = [[clean(cell) for cell in row] for row in _devices(snapshot)]
-        found += ["", *lines(DEVICES, rows, total)]
+        told = _conditions(snapshot)
+        columns = (*DEVICES, CONDITION) if any(told) else DEVICES
+        rows = [
+            [clean(cell) for cell in [*row, *([words or UNKNOWN] if any(told) else [])]]
+            for row, words in zip(_devices(snapshot), told, strict=True)
+        ]
+        found += ["", *lines(columns, rows, total)]
     sessions = [item for item in snapshot.leases if item.state is not State.QUEUED]
     found += ["", f"Sessions: {len(sessions)}"]
     if sessions:
@@ -152,6 +161,15 @@ def _devices(snapshot: Snapshot) -> Iterator[list[str]]:
             f"{UNKNOWN if used is None else used}/{device.memory_mib or UNKNOWN}",
             _slices(device, seen["slices"], seen["cells_held"]),
         ]
+
+
+def _conditions(snapshot: Snapshot) -> list[str]:
+    """What each device tells of power, temperature and errors; empty where that is nothing."""
+    found = []
+    for one in shapes.pool(snapshot, ADMIN)["devices"]:
+        told = Condition(*(one[name] for name in ("power_watts", "temperature_celsius", "ecc_errors")))
+        found.append(told.describe() if told.known and not _stale(snapshot) else "")
+    return found
 
 
 def _health(device: Device) -> str:

@@ -32,7 +32,7 @@ typedef struct {
 } instance_t;
 typedef struct {
     char uuid[TEXT], name[TEXT], bus[TEXT];
-    long memory, used, reserved; int major, minor, numa;
+    long memory, used, reserved; int major, minor;
     int rates, rates_memory, power, temperature, recovery, pending, gpm, mig, mig_pending, slices, live;
     long long ecc; int remapped[4], has_remapped;
     int topology[GPUS]; char links[LINKS][TEXT];
@@ -69,7 +69,7 @@ static void add_gpu(const char *line)
     gpu_t *gpu = &now.gpus[now.gpu_count++];
     memset(gpu, 0, sizeof *gpu);
     sscanf(line, "%95s", gpu->uuid);
-    gpu->numa = gpu->rates = gpu->power = gpu->temperature = gpu->recovery = gpu->pending = gpu->mig = ABSENT;
+    gpu->rates = gpu->power = gpu->temperature = gpu->recovery = gpu->pending = gpu->mig = ABSENT;
     gpu->ecc = ABSENT;
     for (int i = 0; i < GPUS; i++) gpu->topology[i] = ABSENT;
 }
@@ -99,7 +99,6 @@ static void read_gpu_line(gpu_t *gpu, const char *word, const char *rest)
     else if (!strcmp(word, "bus")) sscanf(rest, "%95s", gpu->bus);
     else if (!strcmp(word, "memory")) sscanf(rest, "%ld %ld %ld", &gpu->memory, &gpu->used, &gpu->reserved);
     else if (!strcmp(word, "capability")) sscanf(rest, "%d %d", &gpu->major, &gpu->minor);
-    else if (!strcmp(word, "numa")) sscanf(rest, "%d", &gpu->numa);
     else if (!strcmp(word, "rates")) sscanf(rest, "%d %d", &gpu->rates, &gpu->rates_memory);
     else if (!strcmp(word, "live")) sscanf(rest, "%d", &gpu->live);
     else if (!strcmp(word, "power")) sscanf(rest, "%d", &gpu->power);
@@ -319,13 +318,6 @@ int nvmlDeviceGetMemoryInfo_v2(device_t device, memory_v2_t *memory)
     return SUCCESS;
 }
 
-int nvmlDeviceGetNumaNodeId(device_t device, unsigned *node)
-{
-    ENTER(device)
-    if (gpu->numa < 0) return NOT_SUPPORTED;
-    *node = gpu->numa;
-    return SUCCESS;
-}
 #endif
 
 int nvmlDeviceGetCudaComputeCapability(device_t device, int *major, int *minor)
@@ -371,6 +363,14 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(device_t device, unsigned link, pci_t *p
     if (link >= LINKS || !*gpu->links[link]) return NOT_SUPPORTED;
     memset(pci, 0, sizeof *pci);
     return text(pci->bus_id, sizeof pci->bus_id, gpu->links[link]);
+}
+
+int nvmlDeviceGetNvLinkRemoteDeviceType(device_t device, unsigned link, unsigned *type)
+{
+    ENTER(device)
+    if (link >= LINKS || !*gpu->links[link]) return NOT_SUPPORTED;
+    *type = strcmp(gpu->links[link], "switch") ? 0 : 2;
+    return SUCCESS;
 }
 
 /* --- MIG ------------------------------------------------------------------------------------------ */

@@ -56,7 +56,6 @@ class FakeGPU:
     reserved: int = 600
     capability: tuple[int, int] = (8, 0)
     bus: str = "00000000:07:00.0"
-    numa: int | None = 0
     rates: int | None = 0
     live: bool = True
     """Whether the driver samples the rates by itself, up to this moment."""
@@ -74,6 +73,7 @@ class FakeGPU:
     processes: list[FakeProcess] = field(default_factory=list)
     topology: dict[int, int] = field(default_factory=dict)
     links: list[str] = field(default_factory=list)
+    """Where each active NVLink ends: the other GPU's place on the bus, or ``switch``."""
     fails: dict[str, int] = field(default_factory=dict)
     """Function → error code; ``*`` is every function."""
     hangs: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ class FakeGPU:
             f"gpm {int(self.gpm)}",
             f"slices {self.slices}",
         ]
-        for name in ("numa", "power", "temperature", "ecc", "retired", "recovery"):
+        for name in ("power", "temperature", "ecc", "retired", "recovery"):
             if (value := getattr(self, name)) is not None:
                 found.append(f"{name} {value}")
         if self.rates is not None:

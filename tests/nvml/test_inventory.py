@@ -21,31 +21,50 @@ def by_index(devices: NvidiaDevices) -> list[Device]:
 
 def test_gpus_are_what_the_driver_says(machine: MakeMachine, devices: MakeDevices) -> None:
     links = ["00000000:08:00.0"] * 12
-    there = machine(
-        a100(0, topology={1: 20, 2: 50}, links=links, numa=1), a100(1, topology={0: 20}), t4(2, numa=None)
-    )
+    there = machine(a100(0, topology={1: 20, 2: 50}, links=links), a100(1, topology={0: 20}), t4(2))
     first, second, last = by_index(devices(there))
     assert first.id == "GPU-a1000000-0000-4000-8000-000000000000"
     assert (first.node, first.index, first.model) == ("node", 0, "A100-SXM4-80GB")
     assert first.memory_mib == 81920 - 600  # what the driver reserves for itself cannot be promised
-    assert (first.compute_capability, first.driver, first.numa) == ("8.0", "570.124.06", 1)
+    assert (first.compute_capability, first.driver) == ("8.0", "570.124.06")
     assert first.mode is Mode.ANY and first.cells == 120 and first.usable and not first.simulated
     assert dict(first.links) == {second.id: "NV12", last.id: "SYS"}
     assert (last.model, last.compute_capability, last.instances) == ("T4", "7.5", ())
     assert last.mode is Mode.ANY and last.usable
 
 
-def test_numa_node_comes_from_the_kernel_where_the_driver_is_silent(
-    libraries: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_gpus_on_a_switch_are_as_near_as_they_have_links_to_it(
+    machine: MakeMachine, devices: MakeDevices
+) -> None:
+    there = machine(
+        h100(0, topology={1: 50, 2: 50}, links=["switch"] * 18),
+        h100(1, topology={0: 50, 2: 40}, links=["switch"] * 12),
+        h100(2, topology={0: 50, 1: 40}),
+    )
+    first, second, last = by_index(devices(there))
+    assert dict(first.links) == {second.id: "NV12", last.id: "SYS"}
+    assert dict(second.links) == {first.id: "NV12", last.id: "NODE"}
+    assert dict(last.links) == {first.id: "SYS", second.id: "NODE"}
+
+
+def test_numa_node_and_its_cpus_come_from_the_kernel(
+    machine: MakeMachine, devices: MakeDevices, tmp_path: Path
 ) -> None:
     from jupyterhub_gpupool.devices.nvidia import describe  # imports the package nvidia-ml-py
 
-    monkeypatch.setattr(describe, "maybe", lambda *_: None)
     (tmp_path / "0000:c4:00.0").mkdir()
-    for text, node in (("3\n", 3), ("-1\n", None)):
+    for text, node in (("3\n", 3), ("-1\n", None), ("", None)):
         (tmp_path / "0000:c4:00.0" / "numa_node").write_text(text)
-        assert describe._numa(None, "00000000:C4:00.0", tmp_path) == node
-    assert describe._numa(None, "00000000:C5:00.0", tmp_path) is None
+        assert describe._numa("00000000:C4:00.0", tmp_path) == node
+    assert describe._numa("00000000:C5:00.0", tmp_path) is None
+    assert describe._numa("", tmp_path) is None
+    (tmp_path / "node3").mkdir()
+    for text, cpus in (("0-15,64-79\n", "0-15,64-79"), ("7\n", "7"), ("\n", ""), ("all\n", "")):
+        (tmp_path / "node3" / "cpulist").write_text(text)
+        assert describe._cpus(3, tmp_path) == cpus
+    assert describe._cpus(4, tmp_path) == describe._cpus(None, tmp_path) == ""
+    [gpu] = devices(machine(a100(0, bus="0000ffff:1f:00.0"))).devices()  # a place where no kernel has one
+    assert (gpu.numa, gpu.cpus) == (None, "")
 
 
 def test_mig_instances_are_found_behind_holes(machine: MakeMachine, devices: MakeDevices) -> None:

@@ -16,9 +16,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from jupyterhub_gpupool.devices import Condition, Readings
 from jupyterhub_gpupool.devices.nvidia.inventory import NvidiaDevices
 from jupyterhub_gpupool.model import Device, Health, Kind, Presence, Process, Session, Wish
-from jupyterhub_gpupool.service import metrics
+from jupyterhub_gpupool.service import metrics, shapes
 from jupyterhub_gpupool.service.app import GPUPoolService
 from jupyterhub_gpupool.service.metrics import Metrics
+from jupyterhub_gpupool.status import view
 from tests.ledger.bench import Bench
 
 from .conftest import MakeDevices, MakeMachine
@@ -274,6 +275,28 @@ def test_the_state_of_the_driver_is_told_to_whoever_asks_for_the_services_health
     assert well and "The NVIDIA driver was upgraded while it was in use" in text
 
 
+def test_conditions_go_the_whole_way_and_are_forgotten_when_nothing_is_said(
+    machine: MakeMachine, pool: Any
+) -> None:
+    """From the driver through the ledger to what REST, pages and the terminal show."""
+    gpu = a100(0, power=61_400, temperature=40, ecc=2)
+    there = machine(gpu)
+    bench = pool(there)
+    bench.pass_time()
+
+    def shown() -> list[Any]:
+        device = shapes.pool(bench.ledger.snapshot(), shapes.Person(None))["devices"][0]
+        return [device[name] for name in ("power_watts", "temperature_celsius", "ecc_errors")]
+
+    assert shown() == [61.4, 40, 2]
+    assert "61 W, 40 °C, 2 ECC errors" in " ".join(view.frame(bench.ledger.snapshot(), 200, str))
+    gpu.power, gpu.ecc = None, None
+    there.write()
+    bench.pass_time()
+    assert shown() == [None, 40, None]
+    assert "power unknown, 40 °C, ECC unknown" in " ".join(view.frame(bench.ledger.snapshot(), 200, str))
+
+
 def test_conditions_are_metrics_while_they_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = CollectorRegistry()
     made = Metrics(registry)
@@ -281,7 +304,7 @@ def test_conditions_are_metrics_while_they_are_new(monkeypatch: pytest.MonkeyPat
     text = generate_latest(registry).decode()
     assert 'gpupool_device_power_watts{device="GPU-1"} 61.5' in text
     assert 'gpupool_device_temperature_celsius{device="GPU-1"} 40.0' in text
-    assert 'gpupool_device_ecc_errors{device="GPU-2"} 3.0' in text
-    assert 'ecc_errors{device="GPU-1"}' not in text
+    assert 'gpupool_device_ecc_errors_total{device="GPU-2"} 3.0' in text
+    assert 'ecc_errors_total{device="GPU-1"}' not in text
     monkeypatch.setattr(metrics, "OLD", -1.0)
     assert "GPU-1" not in generate_latest(registry).decode()

@@ -14,8 +14,9 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from jupyterhub_gpupool import fairness
+from jupyterhub_gpupool.conditions import Condition
 from jupyterhub_gpupool.ledger import Ledger
-from jupyterhub_gpupool.model import Lease, State
+from jupyterhub_gpupool.model import Lease, Sample, State
 from jupyterhub_gpupool.service import usage_pages
 
 from .test_service_web import EVIL, PREFIX, Listener, Web, a_hub, a_site
@@ -295,6 +296,24 @@ async def test_a_typo_is_noted_and_no_error(site: Web) -> None:
     root = await Reader.of(site, "root")
     page = await root.edit("group:visoin", "preview", profiles="quarter, haalf")
     assert "there is no profile haalf" in page and "Nobody of a group visoin" in page
+
+
+# --- GPUs ---------------------------------------------------------------------------------------------------
+
+
+async def test_where_a_gpu_sits_and_its_condition_are_on_the_page_and_unknown_is_said_so(site: Web) -> None:
+    await site.feed.refresh()
+    page = await (await Reader.of(site, "bob")).get("")
+    for name in ("numa", "power", "temperature", "errors"):
+        assert page.count(f'<dd data-field="{name}">unknown</dd>') == 2, name
+    first, second = site.ledger.snapshot().devices
+    site.ledger.sync_inventory([replace(first, numa=1, links=((second.id, "NV12"),)), second])
+    site.ledger.record([], {first.id: Sample(10.0, 100, 1)}, {first.id: Condition(61.6, 40.0, 3)})
+    await site.feed.refresh()
+    page = await (await Reader.of(site, "bob")).get("")
+    for name, words in (("numa", "1"), ("power", "62 W"), ("temperature", "40 °C"), ("errors", "3")):
+        assert page.count(f'<dd data-field="{name}">{words}</dd>') == 1, name
+    assert f'data-field="links">NV12 to GPU {second.index}</dd>' in page
 
 
 # --- drains ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from jupyterhub_gpupool import profiles
+from jupyterhub_gpupool.conditions import Condition
 from jupyterhub_gpupool.ledger import Event, Reading, Snapshot
 from jupyterhub_gpupool.model import (
     Decision,
@@ -133,9 +134,11 @@ def test_a_service_with_a_users_name_is_not_that_user() -> None:
     ids=["in the last sweep", "in a sweep under way", "before the last sweep", "never"],
 )
 def test_a_reading_counts_only_if_the_last_sweep_made_it(sampled_at: float | None, known: bool) -> None:
-    seen = snapshot(readings={"GPU-a": Reading(50.0, 100, sampled_at)})
+    seen = snapshot(readings={"GPU-a": Reading(50.0, 100, sampled_at, Condition(61.5, 40.0, 0))})
     device = shapes.pool(seen, ADA)["devices"][0]
     assert (device["utilization"], device["memory_used_mib"]) == ((50.0, 100) if known else (None, None))
+    told = [device[name] for name in ("power_watts", "temperature_celsius", "ecc_errors")]
+    assert told == ([61.5, 40.0, 0] if known else [None] * 3)
 
 
 def test_unknown_is_null_and_never_zero() -> None:
@@ -147,6 +150,24 @@ def test_unknown_is_null_and_never_zero() -> None:
     assert (shape["place"], shape["state"], shape["kind"]) == (3, "queued", "share")
     device = shapes.pool(snapshot(), ADA)["devices"][0]
     assert (device["utilization"], device["memory_used_mib"]) == (None, None)
+
+
+def test_where_a_gpu_sits_is_told_and_unknown_is_said_so() -> None:
+    links = (("GPU-m", "SYS"), ("GPU-c", "NV12"), ("GPU-d", "SYS"))
+    first = replace(A100, numa=0, cpus="0-15", links=links)
+    others = (
+        replace(A100, id="GPU-c", index=2),
+        replace(A100, id="GPU-d", index=3),
+        replace(A100, id="GPU-e", index=4),
+    )
+    near, *_ = shapes.pool(snapshot(devices=(first, MIG, *others)), ADA)["devices"]
+    assert (near["numa"], near["cpus"], near["links"]) == (0, "0-15", dict(links))
+    assert near["links_words"] == "NV12 to GPU 2; SYS to GPU 1, 3; unknown to GPU 4"
+    unknown = shapes.pool(snapshot(), ADA)["devices"][0]
+    assert (unknown["numa"], unknown["cpus"], unknown["links"]) == (None, None, {})
+    assert unknown["links_words"] == "unknown"
+    alone = shapes.pool(snapshot(devices=(A100, replace(MIG, node="n2"))), ADA)["devices"]
+    assert [device["links_words"] for device in alone] == [None, None]
 
 
 def test_times_have_a_zone_and_memory_is_mib() -> None:

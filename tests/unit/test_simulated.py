@@ -428,3 +428,45 @@ def test_it_is_an_inventory_and_a_telemetry(pool: Pool) -> None:
 def test_a_faults_file_is_json(pool: Pool) -> None:
     set_fault(pool.faults, 0, "silent")
     assert json.loads(pool.faults.read_text()) == {"0": "silent"}
+
+
+# --- where they sit ---------------------------------------------------------------------------------------
+
+
+def test_gpus_sit_where_their_entry_says() -> None:
+    cards = {"model": "A100", "memory": "80G", "count": 2}
+    gpus = [
+        {**cards, "numa": 0, "cpus": "0-7,16", "links": "NV12"},
+        {**cards, "numa": 1},
+        {**cards, "numa": 0, "count": 1},
+        {**cards, "links": "PIX"},
+    ]
+    found = SimulatedDevices(gpus=gpus, node="n1").devices()
+    assert [device.numa for device in found] == [0, 0, 1, 1, 0, None, None]
+    assert [device.cpus for device in found] == ["0-7,16", "0-7,16", "", "", "", "", ""]
+    told = [{other.index: dict(one.links).get(other.id, "") for other in found} for one in found]
+    assert told[0] == {0: "", 1: "NV12", 2: "SYS", 3: "SYS", 4: "NODE", 5: "", 6: ""}
+    assert told[2] == {0: "SYS", 1: "SYS", 2: "", 3: "NODE", 4: "SYS", 5: "", 6: ""}
+    assert told[5] == {**dict.fromkeys(range(7), ""), 6: "PIX"}
+    assert all(told[one][other] == told[other][one] for one in told[0] for other in told[0])
+
+
+def test_nothing_is_known_of_a_place_that_nobody_has_named(pool: Pool) -> None:
+    assert {(device.numa, device.cpus, device.links) for device in pool.devices} == {(None, "", ())}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        *(("numa", value, "'numa' must be a whole number from 0 to 1023") for value in (-1, 1024, "0", True, 0.0)),
+        *(("cpus", value, "'cpus' must be a list of CPUs") for value in ("a", "0-", "7-0", "4096", 3, [0], "0\n")),
+        *(("links", value, "'links' must be SYS, NODE") for value in ("near", "NV", "NV0", 4, ["PIX"], "nv4")),
+    ],
+)  # fmt: skip
+def test_a_place_that_is_none_stops_at_load_with_a_sentence(key: str, value: Any, said: str) -> None:
+    with pytest.raises(TraitError, match=said) as raised:
+        SimulatedDevices(gpus=[{"model": "T4", "memory": "16G", "numa": 0, key: value}])
+    assert repr(value) in str(raised.value)
+    if key == "cpus":
+        with pytest.raises(TraitError, match="of the node that 'numa' names"):
+            SimulatedDevices(gpus=[{"model": "T4", "memory": "16G", "cpus": "0-7"}])

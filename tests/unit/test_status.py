@@ -18,6 +18,7 @@ import pytest
 
 from jupyterhub_gpupool.__main__ import main
 from jupyterhub_gpupool.commands import printable
+from jupyterhub_gpupool.conditions import Condition
 from jupyterhub_gpupool.ledger import Ledger, Reading, Snapshot
 from jupyterhub_gpupool.model import (
     Decision,
@@ -123,6 +124,23 @@ def test_unknown_is_called_unknown(ledger: Ledger) -> None:
     assert "Last sweep 1h00m ago: the service does not look" in " ".join(text.split())
     assert re.search(r"ok +unknown +unknown/81920", row(text, "0  "))
     assert row(shown(replace(snapshot, devices=(Device("x", "n", 0, "T", 0),))), "0  ").count("unknown") == 3
+
+
+def test_power_temperature_and_errors_are_a_column_where_a_gpu_tells_them(ledger: Ledger) -> None:
+    snapshot = ledger.snapshot()
+    assert "CONDITION" not in shown(snapshot, 160)
+    seen = {
+        "GPU-a": Reading(37.4, 1234, snapshot.now, Condition(61.6, 40.0, 0)),
+        "GPU-b": Reading(37.4, 1234, snapshot.now, Condition(None, 40.0, None)),
+    }
+    text = shown(replace(snapshot, readings=seen), 160)
+    assert row(text, "GPU  ").endswith("CONDITION")
+    assert row(text, "0  ").endswith("62 W, 40 °C, 0 ECC errors")
+    assert row(text, "1  ").endswith("power unknown, 40 °C, ECC unknown")
+    assert row(text, "2  ").endswith("unknown")
+    narrow = view.frame(replace(snapshot, readings=seen), 80, printable)
+    assert max(map(width, narrow)) <= 80
+    assert "CONDITION" not in shown(replace(snapshot, readings=seen, now=snapshot.now + 3600), 160)
 
 
 def test_what_is_wrong_with_a_gpu(ledger: Ledger) -> None:

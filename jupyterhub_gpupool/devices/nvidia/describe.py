@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from .binding import Refused, ask, maybe
 LEVELS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
 """How near two GPUs are, in the words of ``nvidia-smi topo``."""
 MOST_LINKS = 36
+TO_SWITCH = 2
+"""What the driver says of a link whose other end is a switch, by which the GPU reaches all others on it."""
+CPU_LIST = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
 
 Facts = dict[str, Any]
 
@@ -60,16 +64,21 @@ class Describer:
         if all("links" in self._fixed.get(uuid, {}) for uuid in uuids.values()):
             return
         places = {self._fixed[uuid]["bus"]: uuid for uuid in uuids.values() if uuid in self._fixed}
-        for index, uuid in uuids.items():
-            if uuid not in self._fixed:
-                continue
+        known = {uuid: handles[index] for index, uuid in uuids.items() if uuid in self._fixed}
+        told: dict[str, tuple[dict[str, str], dict[str, int]]] = {}
+        for uuid, handle in known.items():
+            others = {other: known[other] for other in known if other != uuid}
             try:
-                others = {uuids[other]: handles[other] for other in uuids if other != index}
-                self._fixed[uuid]["links"] = _links(handles[index], others, places)
+                told[uuid] = _levels(handle, others), _nvlinks(handle, places)
             except Refused as refused:
                 if refused.of_driver:
                     raise
-                self._fixed[uuid]["links"] = {}
+                told[uuid] = {}, {}
+        for uuid, (levels, ends) in told.items():
+            switched = {other: min(ends.get("", 0), told[other][1].get("", 0)) for other in told}
+            counts = {other: ends.get(other, 0) or switched[other] for other in told if other != uuid}
+            nearer = {other: f"NV{count}" for other, count in counts.items() if count}
+            self._fixed[uuid]["links"] = levels | nearer
 
 
 def _fixed(handle: Any) -> Facts:
@@ -77,6 +86,7 @@ def _fixed(handle: Any) -> Facts:
     name = maybe("nvmlDeviceGetName", handle)
     capability = maybe("nvmlDeviceGetCudaComputeCapability", handle)
     bus = binding.bus_id(handle)
+    numa = _numa(bus)
     memory = binding.memory(handle)
     return {
         "name": binding.text(name) if name is not None else "",
@@ -84,40 +94,62 @@ def _fixed(handle: Any) -> Facts:
         "memory": memory["total"] - (memory["reserved"] or 0) if memory["total"] is not None else None,
         "capability": f"{capability[0]}.{capability[1]}" if capability else "",
         "bus": bus,
-        "numa": _numa(handle, bus),
+        "numa": numa,
+        "cpus": _cpus(numa),
         "slices": None,
     }
 
 
-def _numa(handle: Any, bus: str, sysfs: Path = Path("/sys/bus/pci/devices")) -> int | None:
-    """The NUMA node of a GPU; by the kernel where the driver does not say (its domain has four digits)."""
-    node = maybe("nvmlDeviceGetNumaNodeId", handle)
-    if node is None and bus:
-        domain, _, rest = bus.lower().partition(":")
-        try:
-            node = int((sysfs / f"{domain[-4:]}:{rest}" / "numa_node").read_text())
-        except (OSError, ValueError):
-            node = None
-    return node if node is not None and node >= 0 else None
+def _numa(bus: str, sysfs: Path = Path("/sys/bus/pci/devices")) -> int | None:
+    """The NUMA node of a GPU's bus, which the kernel knows (its domain has four digits).
+
+    The driver's own answer is another one: the node that a GPU's memory is, on machines where it is one.
+    """
+    domain, _, rest = bus.lower().partition(":")
+    try:
+        node = int((sysfs / f"{domain[-4:]}:{rest}" / "numa_node").read_text())
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
 
 
-def _links(handle: Any, others: dict[str, Any], places: dict[str, str]) -> dict[str, str]:
-    """How near other GPUs are: ``NV12`` (twelve NVLinks), or the nearest common part of the machine."""
+def _cpus(node: int | None, sysfs: Path = Path("/sys/devices/system/node")) -> str:
+    """The CPUs of a NUMA node, as the kernel lists them; empty: unknown, or it has none."""
+    if node is None:
+        return ""
+    try:
+        listed = (sysfs / f"node{node}" / "cpulist").read_text().strip()
+    except OSError:
+        return ""
+    return listed if CPU_LIST.fullmatch(listed) else ""
+
+
+def _levels(handle: Any, others: dict[str, Any]) -> dict[str, str]:
+    """The nearest part of the machine that a GPU has in common with each other one."""
     found: dict[str, str] = {}
     for uuid, other in others.items():
         level = maybe("nvmlDeviceGetTopologyCommonAncestor", handle, other)
         if level in LEVELS:
             found[uuid] = LEVELS[level]
+    return found
+
+
+def _nvlinks(handle: Any, places: dict[str, str]) -> dict[str, int]:
+    """Active NVLinks of a GPU, counted by the GPU at the other end; under the empty name those to a switch."""
     counted: dict[str, int] = {}
     for link in range(MOST_LINKS):
         active = maybe("nvmlDeviceGetNvLinkState", handle, link)
         if active is None:
             break
-        remote = maybe("nvmlDeviceGetNvLinkRemotePciInfo", handle, link) if active else None
-        peer = places.get(binding.text(remote.busId)) if remote is not None else None
+        if not active:
+            continue
+        peer: str | None = ""
+        if maybe("nvmlDeviceGetNvLinkRemoteDeviceType", handle, link) != TO_SWITCH:
+            remote = maybe("nvmlDeviceGetNvLinkRemotePciInfo", handle, link)
+            peer = places.get(binding.text(remote.busId)) if remote is not None else None
         if peer is not None:
             counted[peer] = counted.get(peer, 0) + 1
-    return found | {uuid: f"NV{count}" for uuid, count in counted.items() if uuid in others}
+    return counted
 
 
 def _instance(parent: Any, handle: Any) -> Facts | None:

@@ -68,6 +68,7 @@ def device_of(gpu: Facts, node: str, driver: str, wanted: Wanted) -> tuple[Devic
         driver=driver,
         examined=True,
         numa=gpu["numa"],
+        cpus=gpu["cpus"],
         links=tuple(sorted(gpu["links"].items())),
     )
     return device, problems
