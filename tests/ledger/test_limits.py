@@ -205,7 +205,7 @@ def test_the_database_counts_as_the_rules_do(make: Make, people: list[list[str]]
             text("SELECT owner FROM leases WHERE id = :id"), {"id": lease.id}).scalar_one()
             for lease in ledger.snapshot().leases}  # fmt: skip
         for user, owner in owners.items():
-            for scope, found in reader.of(owner, user, NAMES).items():
+            for scope, found in {**reader.of(owner, user), **reader.of_groups(NAMES)}.items():
                 assert found == expected.get(scope, fairness.Usage()), scope
 
 
