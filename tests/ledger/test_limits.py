@@ -209,6 +209,17 @@ def test_the_database_counts_as_the_rules_do(make: Make, people: list[list[str]]
                 assert found == expected.get(scope, fairness.Usage()), scope
 
 
+@pytest.mark.parametrize("others", [("a", "b"), ("a,", ",b"), ('a"x', 'x"a'), ('"', "a"), ("\\", ",,")])
+@pytest.mark.parametrize("name", [",", "x", '","'])
+def test_only_its_members_count_for_a_strict_group_whatever_names_hold(
+    make: Make, name: str, others: tuple[str, ...]
+) -> None:
+    ledger = make(Policy(limits={f"group:{name}": Limit(sessions=1, strict=True)}))
+    run(ledger, "grace", THIRD, groups=others)
+    assert ask(ledger, "ada", THIRD, groups=("z", name)).state is State.STARTING
+    assert ask(ledger, "linus", THIRD, groups=(name, *others)).state is State.QUEUED, "one of it is there"
+
+
 # --- budgets -----------------------------------------------------------------------------------------
 
 
