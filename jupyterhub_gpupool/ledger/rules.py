@@ -9,12 +9,16 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from .. import fairness
+from ..errors import Unavailable
 from ..model import Limit
 from . import rows
 from . import schema as t
 from .store import Transaction
 from .text import sentence
 from .transitions import note
+
+EDITED = "edited"
+"""Reason of the refusal to write over an edit that was not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,11 @@ class LimitRow:
     def effective(self) -> Limit | None:
         """What is in force; None: nothing is."""
         return self.configured if self.edited is None else self.edited
+
+    @property
+    def mark(self) -> str:
+        """What tells an edit from the next one; empty: there is none."""
+        return "" if self.at is None else repr(self.at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,18 @@ def read(conn: Connection, configured: Mapping[str, Limit]) -> dict[str, LimitRo
         limit = fairness.read_limit(row.scope, rows.load(row.caps))
         found[row.scope] = LimitRow(row.scope, configured.get(row.scope), limit, row.actor, row.at, row.why)
     return dict(sorted(found.items()))
+
+
+def check_seen(tx: Transaction, scope: str, seen: str | None) -> None:
+    """Raise Unavailable (``edited``, 409) when the edit of a scope has not this mark; None: any will do."""
+    if seen is None:
+        return
+    row = tx.run(select(t.limits.c.at, t.limits.c.actor).where(t.limits.c.scope == scope)).one_or_none()
+    if seen != ("" if row is None else repr(row.at)):
+        who = "somebody who cleared it" if row is None else row.actor
+        raise Unavailable(
+            f"The limit {scope} was edited in the meantime, by {who}.", reason=EDITED, status=409
+        )
 
 
 def edit(

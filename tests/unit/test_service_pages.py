@@ -266,6 +266,25 @@ async def test_an_edit_of_somebody_else_in_the_meantime_is_shown_first(site: Web
     assert site.ledger.limits()["pool"].actor == "root"
 
 
+@pytest.mark.parametrize("step", ["apply", "apply-back"])
+async def test_an_edit_of_somebody_else_while_mine_is_made_is_not_lost(
+    site: Web, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    root = await Reader.of(site, "root")
+    page = await root.edit("pool", "preview", gpus="2")
+    ask = site.pool.ask
+
+    async def late(name: str, *given: Any, **more: Any) -> Any:
+        if name in ("set_limit", "clear_limit") and site.ledger.limits().get("pool") is None:
+            site.ledger.set_limit("pool", {"gpus": 1}, actor="another")
+        return await ask(name, *given, **more)
+
+    monkeypatch.setattr(site.pool, "ask", late)
+    page = await root.post("limits/edit", **{**fields_of(page), "_xsrf": root.token, "step": step})
+    assert "edited in the meantime, by another" in page
+    assert site.ledger.limits()["pool"].actor == "another"
+
+
 @pytest.mark.parametrize("scope", ["", "nobody", "group:*", "user:" + "x" * 300, "user:a\nb", EVIL])
 async def test_what_is_no_scope_gets_a_sentence_beside_the_field(site: Web, scope: str) -> None:
     root = await Reader.of(site, "root")
