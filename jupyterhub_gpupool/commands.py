@@ -296,7 +296,7 @@ def _usage(chosen: argparse.Namespace, out: TextIO) -> None:
     else:
         lines = [
             (item.key or "(none)", f"{item.used:.2f}", f"{item.idle:.2f}", f"{item.waiting:.2f}")
-            for item in books.totals(entries)
+            for item in books.totals(books.rounded(entries, books.SHOWN))
         ]
         print_table((chosen.by, "used", "idle", "waiting"), lines, out)
 
