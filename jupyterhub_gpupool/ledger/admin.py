@@ -83,6 +83,12 @@ class Admin(Base):
             self._serve(tx)
             return found
 
+    def forget_device(self, device: str, *, actor: str, why: str = "") -> None:
+        """See :func:`drains.forget`; serves the queue: who waits for what only this device had is told so."""
+        with self._changing() as tx:
+            drains.forget(tx, device, actor, why)
+            self._serve(tx)
+
     def usage(self, by: str, start: float, end: float, user: str | None = None) -> list[books.Entry]:
         """GPU-hours by key and day, of the whole UTC days that ``start`` to ``end`` touches.
 

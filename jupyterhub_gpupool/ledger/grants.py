@@ -20,6 +20,7 @@ from ..model import Device, Kind, Slice, State, Wish, plain, session_name
 from . import rows
 from . import schema as t
 from .counts import Past
+from .drains import known_ones
 from .rules import Rules, in_force
 from .store import Transaction
 from .transitions import check, claim, move
@@ -44,7 +45,7 @@ class Grants:
         """All devices, read again only when the inventory's number has changed."""
         number, known = self._devices
         if number != inventory:
-            query = select(t.devices).order_by(t.devices.c.node, t.devices.c.idx)
+            query = select(t.devices).where(known_ones).order_by(t.devices.c.node, t.devices.c.idx)
             known = tuple(rows.device(row) for row in conn.execute(query))
             self._devices, self._lent = (inventory, known), {}
         return known

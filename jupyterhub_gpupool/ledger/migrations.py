@@ -123,6 +123,7 @@ def to_3(conn: Connection) -> None:
         )""",
         # A warning that was given before knows nothing of a delivery: it is given again, in full.
         "UPDATE leases SET deadline_seconds = NULL, warned_at = NULL, warned_for = '' WHERE state = 'active'",
+        "ALTER TABLE devices ADD COLUMN forgotten INTEGER DEFAULT '0' NOT NULL",
     ):
         conn.exec_driver_sql(statement)
 

@@ -162,6 +162,10 @@ def _changed(tx: Transaction, actor: str, what: str, why: str) -> None:
 
 def check_shares(conn: Connection, limits: Mapping[str, Limit], now: float) -> None:
     """Raise ValueError when more is guaranteed than the pool has; before the first inventory nobody knows."""
-    size = int(conn.execute(select(func.count()).select_from(t.devices)).scalar_one())
+    size = int(
+        conn.execute(
+            select(func.count()).select_from(t.devices).where(t.devices.c.forgotten == 0)
+        ).scalar_one()
+    )
     if size:
         fairness.check_shares(limits, size, now)

@@ -112,6 +112,9 @@ devices = Table(
     Column("drain_at", Float),  # when the sessions on a drained device end at the earliest
     Column("drain_by", String(255), nullable=False, server_default=""),
     Column("drain_why", Text, nullable=False, server_default=""),
+    Column(
+        "forgotten", Integer, nullable=False, server_default="0"
+    ),  # 1: the row is there for its history alone
     CheckConstraint("used >= 0 AND used <= cells"),
 )
 

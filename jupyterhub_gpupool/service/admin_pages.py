@@ -170,7 +170,7 @@ class EditLimit(Page):
 
 
 class Drain(Page):
-    """Take a GPU, or the pool, out of service and put it back; who is on it is named before."""
+    """Take a GPU, or the pool, out of service and put it back; who is on it is named before.  Forget a lost one."""
 
     allowed = ("GET", "POST")
 
@@ -187,18 +187,21 @@ class Drain(Page):
         self.query()
         given = _once(fields, ("device", "step", "at", "why"))
         device, step, text = (given.get(name, "").strip() for name in ("device", "step", "at"))
-        if step not in ("drain", "undrain"):
+        if step not in ("drain", "undrain", "forget"):
             raise Rejected(f"The form has no step {step!a:.40}.", reason="bad-request")
         more: dict[str, Any] = {"actor": self.known().actor, "why": given.get("why", "")}
         try:
             if step == "drain":
                 more["at"] = _moment(text)
-            await self.pool.ask(step, device or None, **more)
+            if step == "forget":
+                await self.pool.ask("forget_device", device, **more)
+            else:
+                await self.pool.ask(step, device or None, **more)
         except ValueError as problem:
             await self._refuse(device, given, str(problem))
             return
         except Rejected as problem:
-            if problem.reason != "bad-time":
+            if problem.reason not in ("bad-time", "not-lost", "held"):
                 raise
             await self._refuse(device, given, problem.message)
             return

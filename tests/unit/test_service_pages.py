@@ -351,6 +351,27 @@ async def test_a_gpu_is_drained_with_its_sessions_named_and_put_back(site: Web) 
     assert undrained.reason.endswith("it turns")
 
 
+async def test_a_lost_gpu_is_forgotten_when_nobody_is_on_it(site: Web) -> None:
+    root, devices = await Reader.of(site, "root"), site.ledger.snapshot().devices
+    button = 'name="step" value="forget"'
+    assert button not in await root.get("drain?device=GPU-b")
+    page = await root.post("drain", 400, device="GPU-b", step="forget")
+    assert "GPU GPU-b is not lost" in page
+    site.ledger.sync_inventory([device for device in devices if device.id != "GPU-b"])
+    held = {item.device for lease in site.ledger.snapshot().leases for item in lease.slices}
+    assert (button in await root.get("drain?device=GPU-b")) is ("GPU-b" not in held)
+    for lease in site.ledger.snapshot().leases:
+        if lease.slices:
+            site.ledger.begin_stop(lease.id, actor="root", reason="")
+            site.ledger.close(lease.id, actor="root")
+    assert button in await root.get("drain?device=GPU-b")
+    assert (
+        await root.post("drain", 303, device="GPU-b", step="forget", why=EVIL) == f"{PREFIX}#devices-heading"
+    )
+    assert [device.id for device in site.ledger.snapshot().devices] == ["GPU-a"]
+    await root.get("drain?device=GPU-b", 404)
+
+
 @pytest.mark.parametrize("at", ["tomorrow", "2999-01-01T00:00", "2026-13-01T00:00", EVIL, "nan", "-1"])
 async def test_an_odd_time_of_a_drain_gets_a_sentence_and_drains_nothing(site: Web, at: str) -> None:
     root, before = await Reader.of(site, "root"), state(site.ledger)
