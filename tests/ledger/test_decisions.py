@@ -97,12 +97,12 @@ def test_a_decision_is_that_of_counting_everything_anew(
 def _story(ledger: Ledger, clock: Clock, asked: list[Any], ends: list[int]) -> Iterator[list[Any]]:
     """Who holds what, and what those who wait are told, after each step."""
     ledger.sync_inventory([gpu(0), gpu(1)])
-    ledger.settle()
     ledger.register_hub("hub")
     for number, (user, groups, wish) in enumerate(asked):
         request = request_of(user, wish, server=str(number), groups=tuple(groups))
         with suppress(Rejected, Unavailable):
             ledger.enqueue("hub", request)
+    ledger.settle()  # one decision over all of them
     yield _rows(ledger)
     for number in ends:
         clock.forward(0.6 * HOUR)
