@@ -22,7 +22,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from _hub import ROOT, load_note, table
@@ -182,7 +181,7 @@ def decisions(waiting: int) -> None:
         claims = Claims(asked, guaranteed, admit)
         budgets = {key: fairness.budget(key[0], (key[1],), used_hours, limits, 5e3) for key in owners}
         own = claims.admissions
-        rows = [replace(item, own=True) if own[item.lease].own else item for item in queue]
+        rows = [item._replace(own=True) if own[item.lease].own else item for item in queue]
         tried: set[Wish] = set()
         for item in fairness.order(name, rows, Context(5e3, hours, even)):
             wish = Wish(Kind.GPU, int(item.gpus))

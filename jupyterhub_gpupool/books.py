@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from fractions import Fraction
 
 from .model import Kind, Lease
 
@@ -115,11 +116,46 @@ def keep(accounts: Iterable[Account], first: int, last: int, now: float) -> list
 
 def totals(entries: Iterable[Entry]) -> list[Total]:
     """Sum the days of each key."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    days: dict[str, list[Entry]] = defaultdict(list)
     for item in entries:
+        days[item.key].append(item)
+    return [
+        Total(
+            key,
+            math.fsum(item.used for item in of),
+            math.fsum(item.idle for item in of),
+            math.fsum(item.waiting for item in of),
+        )
+        for key, of in sorted(days.items())
+    ]
+
+
+DIGITS = 4
+"""Decimals of GPU-hours that are given out: a third of a second."""
+
+SHOWN = 2
+"""Decimals of GPU-hours in a table for people."""
+
+
+def rounded(entries: Iterable[Entry], digits: int = DIGITS) -> list[Entry]:
+    """The books as they are given out: so rounded that every sum of them is that of what was summed, rounded.
+
+    What has been summed up to each entry is rounded, and an entry is the step from the one before: of a key's
+    days, and of everything there is, nothing is lost and nothing is won, and no entry is off by more than one
+    in its last digit.
+    """
+    scale = 10**digits
+    exact, given = [Fraction(0)] * 3, [0, 0, 0]
+    found = []
+    for item in entries:
+        parts = []
         for n, part in enumerate((item.used, item.idle, item.waiting)):
-            sums[item.key][n] += part
-    return [Total(key, *parts) for key, parts in sorted(sums.items())]
+            exact[n] += Fraction(part)
+            step = round(exact[n] * scale) - given[n]
+            given[n] += step
+            parts.append(step / scale)
+        found.append(Entry(item.key, item.day, *parts))
+    return found
 
 
 ENOUGH_AGE = HOUR

@@ -103,6 +103,11 @@ def add(commands: Any) -> None:
     undrain = commands.add_parser("undrain", parents=[shared, reason], help="put a GPU, or the pool, back")
     undrain.add_argument("device", help="the id of a GPU, or: pool")
     undrain.set_defaults(run=_undrain)
+    forget = commands.add_parser(
+        "forget", parents=[shared, reason], help="take a GPU that is lost for good out of the pool"
+    )
+    forget.add_argument("device", help="the id of a GPU that is lost and that nobody holds")
+    forget.set_defaults(run=_forget)
 
 
 def run(chosen: argparse.Namespace, out: TextIO) -> int:
@@ -296,7 +301,7 @@ def _usage(chosen: argparse.Namespace, out: TextIO) -> None:
     else:
         lines = [
             (item.key or "(none)", f"{item.used:.2f}", f"{item.idle:.2f}", f"{item.waiting:.2f}")
-            for item in books.totals(entries)
+            for item in books.totals(books.rounded(entries, books.SHOWN))
         ]
         print_table((chosen.by, "used", "idle", "waiting"), lines, out)
 
@@ -315,6 +320,15 @@ def _undrain(chosen: argparse.Namespace, out: TextIO) -> None:
     with open_ledger(chosen, configured=True) as ledger:  # what waits is granted by the hub's own limits
         found = ledger.undrain(_device(chosen.device), actor=actor(), why=chosen.why)
     print(f"Back in service: {', '.join(found) or 'no GPU, none was drained'}", file=out)
+
+
+def _forget(chosen: argparse.Namespace, out: TextIO) -> None:
+    with open_ledger(chosen, configured=True) as ledger:  # as for undrain
+        ledger.forget_device(chosen.device, actor=actor(), why=chosen.why)
+        beyond = ledger.check_shares()
+    print(f"Forgotten: {chosen.device}", file=out)
+    if beyond:
+        print(beyond, file=out)
 
 
 def _device(text: str) -> str | None:

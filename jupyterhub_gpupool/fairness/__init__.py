@@ -15,7 +15,18 @@ Pure: limits, usage, leases and the clock come in as arguments.
 ==============  =========================================================================
 """
 
-from .admission import Admission, Holds, Usage, admit, check_ever, check_queue, over_limits, tally
+from .admission import (
+    Admission,
+    Holds,
+    Usage,
+    admit,
+    among_groups,
+    check_ever,
+    check_queue,
+    over_limits,
+    tally,
+    within,
+)
 from .budgets import Budget, BudgetState, Span, budget, check_budget, hours_in, pays
 from .claims import Asking, Claims
 from .limits import (
@@ -66,6 +77,7 @@ __all__ = [
     "Wait",
     "Wanted",
     "admit",
+    "among_groups",
     "borrowed",
     "budget",
     "changes_guarantees",
@@ -100,5 +112,6 @@ __all__ = [
     "victims",
     "warnings",
     "weights",
+    "within",
     "write_limit",
 ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import Rejected, Unavailable
 from ..model import Limit
@@ -26,8 +27,7 @@ class Usage:
     queued: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """Whether the limits let a lease be granted now, against which group, or why not."""
 
     allowed: bool
@@ -171,22 +171,29 @@ def admit(
     left, then by name); where there are strict ones, the one of them with the fewest left.  A request that
     only the pool's cap keeps from its group's share is ``own`` all the same: borrowers can make room for it.
     """
+    said = among_groups(groups, gpus, usage, limits, guaranteed or {}, hours or {})
+    return within(said, user, gpus, usage, limits)
+
+
+def within(
+    said: Admission, user: str, gpus: float, usage: Mapping[str, Usage], limits: Mapping[str, Limit]
+) -> Admission:
+    """Say what the user's own limit and the pool's leave of what the groups allow."""
     own, used = user_limit(user, limits), usage.get(f"user:{user}", _NOTHING)
     what = _blocked(own, used, gpus)
     if what:
         return Admission(False, why=_waits(what, own, used, gpus), room=0.0)
-    found = _admit_group(groups, gpus, usage, limits, guaranteed or {}, hours or {})
     room = _left(own, used)[0]
     pool, used = limits.get(POOL, NO_LIMIT), usage.get(POOL, _NOTHING)
     what = _blocked(pool, used, gpus)
     if what:
         why = f"the pool {_holds(what, pool, used, gpus)}"
-        return replace(found if found.own else _REFUSED, allowed=False, why=why, room=0.0)
+        return (said if said.own else _REFUSED)._replace(allowed=False, why=why, room=0.0)
     room = min(room, _left(pool, used)[0])
-    return replace(found, room=room) if room < found.room else found
+    return said._replace(room=room) if room < said.room else said
 
 
-def _admit_group(
+def among_groups(
     groups: Collection[str],
     gpus: float,
     usage: Mapping[str, Usage],
@@ -194,8 +201,8 @@ def _admit_group(
     guaranteed: Mapping[str, float],
     hours: Mapping[str, float],
 ) -> Admission:
-    """What the groups say: the strict ones, then their shares, then the most generous."""
-    spent = {name for name, left in hours.items() if gpus > 0 and left <= TOLERANCE}
+    """Say what the groups allow: the strict ones, then their shares, then the most generous."""
+    spent = {name for name in groups if gpus > 0 and hours.get(name, math.inf) <= TOLERANCE}
     strictest, strict_room = "", math.inf
     capping = _capping(groups, limits)
     for name, limit in capping:
@@ -205,7 +212,7 @@ def _admit_group(
         what = _blocked(limit, used, gpus)
         if what:
             why = f"group {name} {_holds(what, limit, used, gpus)}"
-            return replace(_REFUSED, why=why, room=0.0, decided=name)
+            return _REFUSED._replace(why=why, room=0.0, decided=name)
         if not strictest or _left(limit, used)[0] < strict_room:
             strictest, strict_room = name, _left(limit, used)[0]
     shares = [

@@ -58,6 +58,10 @@ class Claims:
             left[mine[0]] += mine[1]
         return self._admit(item, left)
 
+    def claims(self, lease: str) -> bool:
+        """Whether a request claims something of a share."""
+        return lease in self._own
+
     def granted(self, lease: str) -> None:
         """Note that a request holds what it claimed: from now on the usage counts it."""
         group, gpus = self._own.pop(lease, ("", 0.0))

@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import NamedTuple
 
 from .budgets import HOUR, Span
 from .limits import USUAL_PRIORITY
@@ -37,8 +39,7 @@ LEVELS = 99
 """Steps between the lowest priority and the highest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Queued:
+class Queued(NamedTuple):
     """A request in the queue, as far as its turn depends on it."""
 
     lease: str
@@ -57,6 +58,9 @@ class Queued:
     def scope(self) -> str:
         """Whose past and share it counts for: the group, or the user whom no group is charged for."""
         return scope_of(self.user, self.group)
+
+
+_ticket = attrgetter("ticket")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ def weights(priorities: Mapping[str, float], remaining: Mapping[str, float]) -> 
 
 def fifo(waiting: Sequence[Queued], context: Context) -> list[Queued]:
     """First come, first served."""
-    return sorted(waiting, key=lambda item: item.ticket)
+    return sorted(waiting, key=_ticket)
 
 
 def priority(waiting: Sequence[Queued], context: Context) -> list[Queued]:
@@ -120,16 +124,16 @@ def priority(waiting: Sequence[Queued], context: Context) -> list[Queued]:
 def fair(waiting: Sequence[Queued], context: Context) -> list[Queued]:
     """The group that has had least for its weight first, in it the user who has."""
     patient = [item for item in waiting if context.now - item.since >= context.patience]
-    patient.sort(key=lambda item: item.ticket)
+    patient.sort(key=_ticket)
     long = {item.lease for item in patient}
     return patient + _in_turns([item for item in waiting if item.lease not in long], context)
 
 
 def _in_turns(waiting: Sequence[Queued], context: Context) -> list[Queued]:
     """Take one request after the other from whoever has had least, counting what is ahead as had."""
-    queues: dict[str, dict[str, deque[Queued]]] = {}
-    for item in sorted(waiting, key=lambda item: item.ticket):
-        queues.setdefault(item.scope, {}).setdefault(item.user, deque()).append(item)
+    queues: dict[str, dict[str, deque[Queued]]] = defaultdict(lambda: defaultdict(deque))
+    for item in sorted(waiting, key=_ticket):
+        queues[item.scope][item.user].append(item)
     had = {scope: context.hours.get(scope, 0.0) for scope in queues}
     even = 1 / len(queues) if queues else 1.0
     turns: list[tuple[float, int, str]] = []  # by what was had for the weight, then by arrival

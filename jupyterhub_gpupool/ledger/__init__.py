@@ -30,7 +30,7 @@ from .observations import Observation
 from .preview import Touched, preview
 from .reading import Reader
 from .room import Wanted
-from .rules import LimitRow, Rules
+from .rules import EDITED, LimitRow, Rules
 from .spans import Progress
 from .store import Transaction, file_of, url_of
 from .text import last_lines
@@ -39,6 +39,7 @@ from .turns import Policy
 from .views import Event, Reading, Snapshot, Waiting
 
 __all__ = [
+    "EDITED",
     "OTHER_HUB",
     "Check",
     "Delivery",

@@ -34,19 +34,28 @@ class Admin(Base):
         with self.store.read() as (conn, _):
             return rules.read(conn, self.policy.limits)
 
-    def set_limit(self, scope: str, keys: Mapping[str, Any], *, actor: str, why: str = "") -> LimitRow:
+    def set_limit(
+        self, scope: str, keys: Mapping[str, Any], *, actor: str, why: str = "", seen: str | None = None
+    ) -> LimitRow:
         """Put a limit in the place of the configured one, whole, and serve the queue.
 
+        ``seen`` is the mark of the edit that it was decided on: Unavailable (``edited``, 409) when there is
+        another one by now.  None: whatever is there.
         Raises ValueError with a sentence for what is no limit, and for guaranteed shares beyond the pool.
         """
         with self._changing() as tx:
+            rules.check_seen(tx, scope, seen)
             rules.edit(tx, scope, keys, self.policy.limits, actor, why)
             self._serve(tx)
             return rules.read(tx.conn, self.policy.limits)[scope]
 
-    def clear_limit(self, scope: str, *, actor: str, why: str = "") -> LimitRow:
-        """Let what is configured hold again, and serve the queue.  Raises ValueError for what is no scope."""
+    def clear_limit(self, scope: str, *, actor: str, why: str = "", seen: str | None = None) -> LimitRow:
+        """Let what is configured hold again, and serve the queue.
+
+        ``seen`` is as for :meth:`set_limit`.  Raises ValueError for what is no scope.
+        """
         with self._changing() as tx:
+            rules.check_seen(tx, scope, seen)
             rules.clear(tx, scope, self.policy.limits, actor, why)
             self._serve(tx)
             return rules.read(tx.conn, self.policy.limits).get(scope, LimitRow(scope))
@@ -73,6 +82,12 @@ class Admin(Base):
             found = drains.undrain(tx, device, actor, why)
             self._serve(tx)
             return found
+
+    def forget_device(self, device: str, *, actor: str, why: str = "") -> None:
+        """See :func:`drains.forget`; serves the queue: who waits for what only this device had is told so."""
+        with self._changing() as tx:
+            drains.forget(tx, device, actor, why)
+            self._serve(tx)
 
     def usage(self, by: str, start: float, end: float, user: str | None = None) -> list[books.Entry]:
         """GPU-hours by key and day, of the whole UTC days that ``start`` to ``end`` touches.

@@ -22,14 +22,17 @@ Run = Callable[..., Any]
 HOUR = 3600.0
 
 _usage = select(func.count(), func.coalesce(func.sum(t.leases.c.gpus), 0.0)).where(t.leases.c.held == 1)
-# Whether a list of names as JSON has this one: LIKE would not tell "Vision" from "vision".
-_member = func.replace(t.leases.c.groups, bindparam("quoted"), "") != t.leases.c.groups
 _usage_of = {
     "pool": _usage,
     "owner": _usage.where(t.leases.c.owner == bindparam("name")),
     "group": _usage.where(t.leases.c.group == bindparam("name")),
-    "strict": _usage.where(or_(t.leases.c.group == bindparam("name"), _member)),
 }
+# A list of names is told apart here, and not by a search in its text: a name may hold whatever separates them.
+_usage_of_members = (
+    select(t.leases.c.group, t.leases.c.groups, func.count(), func.coalesce(func.sum(t.leases.c.gpus), 0.0))
+    .where(t.leases.c.held == 1)
+    .group_by(t.leases.c.group, t.leases.c.groups)
+)
 _usage_of_owners = (
     select(t.leases.c.owner, func.count(), func.coalesce(func.sum(t.leases.c.gpus), 0.0))
     .where(t.leases.c.held == 1)
@@ -51,6 +54,7 @@ class UsageReader:
         self._all_owners = False
         self.changes = 0
         """Raised with each grant: what was worked out from these counts before holds no more."""
+        self._charged_at: dict[str, int] = {}
 
     def read_owners(self) -> None:
         """Read what everybody holds at once, for who is about to ask for many."""
@@ -59,35 +63,56 @@ class UsageReader:
             for owner, count, gpus in self._run(_usage_of_owners):
                 self._held.setdefault(("owner", owner), (int(count), float(gpus)))
 
-    def of(self, owner: str, user: str, groups: Collection[str]) -> dict[str, fairness.Usage]:
-        """What the pool, this user and these groups hold, as far as a limit or a share asks for it."""
+    def of(self, owner: str, user: str) -> dict[str, fairness.Usage]:
+        """What the pool and this user hold, as far as a limit asks for it."""
         found = {}
         if fairness.POOL in self._rules.limits:
-            found[fairness.POOL] = self._read("pool", "")
+            found[fairness.POOL] = fairness.Usage(*self._read("pool", ""))
         if self._users:
-            found[f"user:{user}"] = self._read("owner", owner)
-        for group in groups:
-            if group in self._counted:
-                kind = "strict" if group in self._rules.strict else "group"
-                found[f"group:{group}"] = self._read(kind, group)
-        return {scope: fairness.Usage(*held) for scope, held in found.items()}
+            found[f"user:{user}"] = fairness.Usage(*self._read("owner", owner))
+        return found
+
+    def of_groups(self, groups: Collection[str]) -> dict[str, fairness.Usage]:
+        """What these groups hold, as far as a limit or a share asks for it."""
+        return {
+            f"group:{group}": fairness.Usage(
+                *self._read("strict" if group in self._rules.strict else "group", group)
+            )
+            for group in groups
+            if group in self._counted
+        }
 
     def of_owner(self, owner: str) -> tuple[int, float]:
         """Sessions and GPU-equivalents of a person; nothing where no limit asks for it."""
         return self._read("owner", owner) if self._users else (0, 0.0)
 
+    def charged_at(self, groups: Collection[str]) -> int:
+        """At which of the changes what one of these groups holds may have changed last; 0: never."""
+        return max((self._charged_at.get(group, 0) for group in groups), default=0)
+
     def _read(self, kind: str, name: str) -> tuple[int, float]:
         key = kind, name
         if key not in self._held and kind == "owner" and self._all_owners:
             self._held[key] = 0, 0.0
+        elif key not in self._held and kind == "strict":
+            self._read_members()
         elif key not in self._held:
-            count, gpus = self._run(_usage_of[kind], {"name": name, "quoted": rows.dump(name)}).one()
+            count, gpus = self._run(_usage_of[kind], {"name": name}).one()
             self._held[key] = int(count), float(gpus)
         return self._held[key]
+
+    def _read_members(self) -> None:
+        """Read what the members of all strict groups hold at once."""
+        sums = dict.fromkeys(self._rules.strict, (0, 0.0))
+        for charged, groups, count, gpus in self._run(_usage_of_members):
+            for name in {charged, *rows.load(groups)} & sums.keys():
+                sums[name] = sums[name][0] + int(count), sums[name][1] + float(gpus)
+        self._held.update({("strict", name): held for name, held in sums.items()})
 
     def add(self, owner: str, groups: Sequence[str], group: str, gpus: float) -> None:
         """Count a lease that was granted in this round."""
         self.changes += 1
+        self._charged_at.update(dict.fromkeys((*groups, group), self.changes))
         strict = (("strict", name) for name in {*groups, group})
         for key in (("pool", ""), ("owner", owner), ("group", group), *strict):
             if key in self._held:

@@ -1,4 +1,7 @@
-"""Take devices out of service and put them back: nothing new is granted on them, their sessions are warned."""
+"""Take devices out of service and put them back: nothing new is granted on them, their sessions are warned.
+
+A device that is lost for good is forgotten.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from sqlalchemy import or_, select, update
 
 from ..errors import Rejected
-from ..model import Device
+from ..model import Device, Health
 from . import schema as t
 from .store import Transaction
 from .text import sentence
@@ -19,6 +22,9 @@ from .transitions import note
 
 LATEST = 10 * 365 * 86400.0
 """Seconds ahead that a drain may be planned for."""
+
+known_ones = t.devices.c.forgotten == 0
+"""The devices that there are; of the others only the history is left."""
 
 
 def planned(devices: Sequence[Device], now: float) -> dict[str, float]:
@@ -45,6 +51,11 @@ def devices_until(devices: Sequence[Device], now: float, max_age: float) -> Sequ
     """The devices as they are for a session that starts now."""
     still = still_open(planned(devices, now), now, max_age)
     return lent(devices, still) if still else devices
+
+
+_holders = (
+    select(t.leases.c.user).join(t.slices, t.slices.c.lease == t.leases.c.id).where(t.leases.c.held == 1)
+)
 
 
 def drain(tx: Transaction, device: str | None, at: float | None, actor: str, why: str) -> tuple[str, ...]:
@@ -81,8 +92,35 @@ def undrain(tx: Transaction, device: str | None, actor: str, why: str) -> tuple[
     return found
 
 
+def forget(tx: Transaction, device: str, actor: str, why: str) -> None:
+    """Take a lost device out of the pool; when the inventory sees it again, it is a new one.
+
+    Its row stays for the leases that it has served.  Raises Rejected for one that is not known (``no-device``,
+    404), that is not lost (``not-lost``, 409), or that somebody still holds (``held``, 409).
+    """
+    _of(tx, device)
+    row = tx.run(select(t.devices.c.health, t.devices.c.used).where(t.devices.c.id == device)).one()
+    if row.health != Health.LOST:
+        raise Rejected(
+            f"GPU {device} is not lost (its health is {row.health}), and only a lost one can be forgotten. "
+            "To grant nothing more on it, take it out of service.",
+            reason="not-lost",
+            status=409,
+        )
+    holders = sorted(set(tx.run(_holders.where(t.slices.c.device == device)).scalars()))
+    if holders or row.used:
+        raise Rejected(
+            f"GPU {device} is lost, and still held by a session of {' and of '.join(holders)}. "
+            "It can be forgotten when that has ended.",
+            reason="held",
+            status=409,
+        )
+    values = {"forgotten": 1, "drained": 0, "drain_at": None, "drain_by": "", "drain_why": ""}
+    _write(tx, (device,), values, actor, "forget", "it was lost and is no part of the pool any more", why)
+
+
 def _of(tx: Transaction, device: str | None) -> tuple[str, ...]:
-    query = select(t.devices.c.id).order_by(t.devices.c.node, t.devices.c.idx)
+    query = select(t.devices.c.id).where(known_ones).order_by(t.devices.c.node, t.devices.c.idx)
     if device is not None:
         query = query.where(t.devices.c.id == device)
     found = tuple(tx.run(query).scalars())

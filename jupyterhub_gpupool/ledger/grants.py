@@ -20,6 +20,7 @@ from ..model import Device, Kind, Slice, State, Wish, plain, session_name
 from . import rows
 from . import schema as t
 from .counts import Past
+from .drains import known_ones
 from .rules import Rules, in_force
 from .store import Transaction
 from .transitions import check, claim, move
@@ -44,7 +45,7 @@ class Grants:
         """All devices, read again only when the inventory's number has changed."""
         number, known = self._devices
         if number != inventory:
-            query = select(t.devices).order_by(t.devices.c.node, t.devices.c.idx)
+            query = select(t.devices).where(known_ones).order_by(t.devices.c.node, t.devices.c.idx)
             known = tuple(rows.device(row) for row in conn.execute(query))
             self._devices, self._lent = (inventory, known), {}
         return known
@@ -124,6 +125,7 @@ class _Round:
         self.headless = True  # nobody before has to wait for what he does not own
         self.kept = False  # the pool's cap keeps somebody from a share: nobody may take more of it
         self.hopeless: set[tuple[str, int]] = set()  # wishes found not to fit, and on which devices
+        self.waits: dict[tuple[Any, ...], str] = {}  # why those wait who are alike; of this moment
         self.holders: Mapping[str, Sequence[placement.Holding]] | None = None
         self.said: list[dict[str, str]] = []  # why those wait who were told another reason before
         self.epoch = tx.epoch
@@ -152,12 +154,18 @@ class _Round:
         if tried in self.hopeless and not shared:
             self._say(row, "")
             return False
+        alike = (*self.line.alike(row), id(devices))
+        if alike in self.waits:
+            self._say(row, self.waits[alike])
+            return False
         wish, least = self.line.wish(row.wish)
         admitted = self.line.admit(row)
         why = self._barred(least, admitted)
         if why is None and tried in self.hopeless and not admitted.own:
             why = ""
         if why is not None:
+            if not admitted.own:
+                self.waits[alike] = why
             self._say(row, why)
             return False
         placed = placement.choose(wish, devices, self.occupancy, self.reserved, room=admitted.room)
@@ -170,7 +178,8 @@ class _Round:
     def _barred(self, least: float, admitted: fairness.Admission) -> str | None:
         """Why this may not be granted now; None: it may."""
         if not admitted.allowed:
-            self.kept = self.kept or admitted.own
+            if admitted.own and not self.kept:
+                self.kept, self.waits = True, {}
             return admitted.why
         if self.kept and least and not admitted.own:
             return "the rest of the pool is guaranteed to others who wait"
@@ -250,7 +259,7 @@ class _Round:
             used[item.device.id] = used.get(item.device.id, 0) + item.cells
         taken = {*self.occupancy.instances, *(item.instance for item in placed if item.instance)}
         self.occupancy = placement.Occupancy(used=used, instances=taken)
-        self.holders = None
+        self.holders, self.waits = None, {}
 
     def _slice(self, item: placement.Placed) -> Slice:
         if item.first is not None:

@@ -146,6 +146,7 @@ def to_3(conn: Connection) -> None:
         "ALTER TABLE leases ADD COLUMN rung VARCHAR(32) DEFAULT '' NOT NULL",
         "ALTER TABLE leases ADD COLUMN over_seconds FLOAT",
         *WHERE_AND_HOW_WARM,
+        "ALTER TABLE devices ADD COLUMN forgotten INTEGER DEFAULT '0' NOT NULL",
     ):
         conn.exec_driver_sql(statement)
 

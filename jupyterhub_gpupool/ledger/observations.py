@@ -325,6 +325,9 @@ def sync_inventory(tx: Transaction, found: Sequence[Device], suspect_for: float)
             note(tx, "service", "device-new", item.model, device=item.id)
             changed = True
             continue
+        if row.forgotten:
+            changed = _again(tx, item, values) or changed
+            continue
         if any(getattr(row, name) != value for name, value in values.items()):
             if row.used and (row.cells != item.cells or row.instances != values["instances"]):
                 # The layout of a card in use cannot change under its holders; it is taken over when empty.
@@ -356,6 +359,18 @@ def sync_inventory(tx: Transaction, found: Sequence[Device], suspect_for: float)
     if changed:
         tx.run(update(t.pool).values(inventory=t.pool.c.inventory + 1))
     return changed
+
+
+def _again(tx: Transaction, item: Device, values: dict[str, Any]) -> bool:
+    """A device that was forgotten is there: it is a new one.  False: it is as lost as it was."""
+    if item.health is Health.LOST:
+        return False
+    fresh = {"forgotten": 0, "suspect_until": None, "suspect_reason": "", "foreign": "", "sampled_at": None}
+    fresh |= {"utilization": None, "memory_used_mib": None, "unclean": ""}
+    fresh |= {"power_watts": None, "temperature_celsius": None, "ecc_errors": None}
+    tx.run(update(t.devices).where(t.devices.c.id == item.id).values(seen_at=tx.now, **fresh, **values))
+    note(tx, "service", "device-new", f"{item.model}, which was forgotten", device=item.id)
+    return True
 
 
 _read = (

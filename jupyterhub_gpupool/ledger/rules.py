@@ -9,12 +9,16 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from .. import fairness
+from ..errors import Unavailable
 from ..model import Limit
 from . import rows
 from . import schema as t
 from .store import Transaction
 from .text import sentence
 from .transitions import note
+
+EDITED = "edited"
+"""Reason of the refusal to write over an edit that was not looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,11 @@ class LimitRow:
     def effective(self) -> Limit | None:
         """What is in force; None: nothing is."""
         return self.configured if self.edited is None else self.edited
+
+    @property
+    def mark(self) -> str:
+        """What tells an edit from the next one; empty: there is none."""
+        return "" if self.at is None else repr(self.at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,18 @@ def read(conn: Connection, configured: Mapping[str, Limit]) -> dict[str, LimitRo
     return dict(sorted(found.items()))
 
 
+def check_seen(tx: Transaction, scope: str, seen: str | None) -> None:
+    """Raise Unavailable (``edited``, 409) when the edit of a scope has not this mark; None: any will do."""
+    if seen is None:
+        return
+    row = tx.run(select(t.limits.c.at, t.limits.c.actor).where(t.limits.c.scope == scope)).one_or_none()
+    if seen != ("" if row is None else repr(row.at)):
+        who = "somebody who cleared it" if row is None else row.actor
+        raise Unavailable(
+            f"The limit {scope} was edited in the meantime, by {who}.", reason=EDITED, status=409
+        )
+
+
 def edit(
     tx: Transaction,
     scope: str,
@@ -141,6 +162,10 @@ def _changed(tx: Transaction, actor: str, what: str, why: str) -> None:
 
 def check_shares(conn: Connection, limits: Mapping[str, Limit], now: float) -> None:
     """Raise ValueError when more is guaranteed than the pool has; before the first inventory nobody knows."""
-    size = int(conn.execute(select(func.count()).select_from(t.devices)).scalar_one())
+    size = int(
+        conn.execute(
+            select(func.count()).select_from(t.devices).where(t.devices.c.forgotten == 0)
+        ).scalar_one()
+    )
     if size:
         fairness.check_shares(limits, size, now)

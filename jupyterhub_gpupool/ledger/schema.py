@@ -120,6 +120,9 @@ devices = Table(
     Column("power_watts", Float),
     Column("temperature_celsius", Float),
     Column("ecc_errors", Float),  # a count; no integer of a database is sure to hold what a driver may say
+    Column(
+        "forgotten", Integer, nullable=False, server_default="0"
+    ),  # 1: the row is there for its history alone
     CheckConstraint("used >= 0 AND used <= cells"),
 )
 

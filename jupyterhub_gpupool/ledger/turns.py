@@ -85,12 +85,30 @@ class Turn(NamedTuple):
     """Whether limits, rights and budgets would let it be granted now."""
 
 
+@dataclass(slots=True)
+class _Kind:
+    """Requests of which the limits say the same, where their owners hold as much and shares leave as much."""
+
+    groups: tuple[str, ...]
+    wish: Wish
+    gpus: float
+    level: int
+    refused: fairness.Admission | None
+    """What does not change in a round: profiles and budgets refuse them."""
+    said: dict[tuple[Any, ...], fairness.Admission] = field(default_factory=dict)
+    said_at: int = 0
+    """At which count of changes of the usage."""
+    groups_said: dict[tuple[float, ...], fairness.Admission] = field(default_factory=dict)
+    """What their groups alone say, by what is left of the shares: it holds until one of them is charged."""
+    groups_said_at: int = 0
+
+
 class _Asked(NamedTuple):
-    """A request as it was read, and who is like it: limits say the same of all of a kind who hold as much."""
+    """A request as it was read."""
 
     row: Any
+    kind: _Kind
     asking: fairness.Asking
-    kind: int
 
 
 class Line:
@@ -115,12 +133,9 @@ class Line:
         self._wishes: dict[str, tuple[Wish, float]] = {}
         self._groups: dict[str, tuple[str, ...]] = {}
         self._terms: dict[str, Terms] = {}
+        self._kinds: dict[tuple[str, ...], _Kind] = {}
         self._asked: dict[str, _Asked] = {}
-        self._kinds: dict[tuple[str, ...], int] = {}
         self._claims: fairness.Claims | None = None
-        self._said: dict[tuple[Any, ...], fairness.Admission] = {}
-        self._said_at = 0
-        self._levels: dict[tuple[str, str], int] = {}
         self._names: dict[str, str] = {}
 
     @property
@@ -165,8 +180,14 @@ class Line:
 
     def admit(self, row: Any) -> fairness.Admission:
         """What limits, rights and budgets say of a request at this moment of the round."""
-        asking = self._asking(row)
+        asking = self._ask(row).asking
         return self._admit(asking, {}) if self._claims is None else self._claims.admit(asking)
+
+    def alike(self, row: Any) -> tuple[Any, ...]:
+        """What :meth:`admit` depends on between two grants: it says the same of all who have this in common."""
+        if self._claims is not None and self._claims.claims(row.id):
+            return (row.id,)
+        return id(self._ask(row).kind), self.usage.of_owner(row.owner)
 
     def granted(self, row: Any, group: str, gpus: float) -> None:
         """Count a lease that was granted in this round."""
@@ -174,15 +195,22 @@ class Line:
         if self._claims is not None:
             self._claims.granted(row.id)
 
-    def _asking(self, row: Any) -> fairness.Asking:
+    def _ask(self, row: Any) -> _Asked:
         known = self._asked.get(row.id)
         if known is None:
-            groups, wish = row.groups, row.wish
-            asking = fairness.Asking(row.id, row.user, self.groups(groups), self.wish(wish)[1])
-            kind = self._named(row.user), groups, wish, row.profile if self._rules.profiles else ""
-            known = _Asked(row, asking, self._kinds.setdefault(kind, len(self._kinds)))
-            self._asked[row.id] = known
-        return known.asking
+            kind = self._kind(row, row.user)
+            asking = fairness.Asking(row.id, row.user, kind.groups, kind.gpus)
+            known = self._asked[row.id] = _Asked(row, kind, asking)
+        return known
+
+    def _kind(self, row: Any, user: str) -> _Kind:
+        key = self._named(user), row.groups, row.wish, row.profile if self._rules.profiles else ""
+        kind = self._kinds.get(key)
+        if kind is None:
+            groups, (wish, gpus) = self.groups(row.groups), self.wish(row.wish)
+            level = fairness.priority(user, groups, self._rules.limits)
+            kind = self._kinds[key] = _Kind(groups, wish, gpus, level, self._refused(row, groups, gpus))
+        return kind
 
     def _named(self, user: str) -> str:
         """Whose limits or budget are their own is like nobody else."""
@@ -191,57 +219,68 @@ class Line:
             self._names[user] = user if own or (self._rules.hours and self._rules.own_hours(user)) else ""
         return self._names[user]
 
-    def _admit(self, item: fairness.Asking, left: Mapping[str, float]) -> fairness.Admission:
-        if self._said_at != self.usage.changes:
-            self._said, self._said_at = {}, self.usage.changes
-        row, _, kind = self._asked[item.lease]
-        key = kind, self.usage.of_owner(row.owner), *left.values()
-        found = self._said.get(key)
-        if found is None:
-            found = self._said[key] = self._work_out(item, row, left)
-        return found
-
-    def _work_out(self, item: fairness.Asking, row: Any, left: Mapping[str, float]) -> fairness.Admission:
-        limits, groups = self._rules.limits, item.groups
-        if self._rules.profiles and not fairness.profiles(row.user, groups, limits).allows(row.profile):
-            return fairness.Admission(
-                False, why="the limits in force no longer allow you this profile", room=0
-            )
-        if item.gpus and self._rules.hours:
+    def _refused(self, row: Any, groups: tuple[str, ...], gpus: float) -> fairness.Admission | None:
+        allowed = not self._rules.profiles or fairness.profiles(row.user, groups, self._rules.limits).allows(
+            row.profile
+        )
+        if not allowed:
+            why = "the limits in force no longer allow you this profile"
+            return fairness.Admission(False, why=why, room=0)
+        if gpus and self._rules.hours:
             budget = self._budgets.of(row.user, groups)
             if budget.state is fairness.BudgetState.EXHAUSTED:
                 return fairness.Admission(False, why=budget.message, room=0)
-        usage = self.usage.of(row.owner, row.user, groups)
-        return fairness.admit(row.user, groups, item.gpus, usage, limits, left, self._budgets.left)
+        return None
 
-    def _level(self, row: Any) -> int:
-        key = self._named(row.user), row.groups
-        if key not in self._levels:
-            self._levels[key] = fairness.priority(row.user, self.groups(row.groups), self._rules.limits)
-        return self._levels[key]
+    def _admit(self, item: fairness.Asking, left: Mapping[str, float]) -> fairness.Admission:
+        row, kind, _ = self._asked[item.lease]
+        if kind.refused is not None:
+            return kind.refused
+        if kind.said_at != self.usage.changes:
+            kind.said, kind.said_at = {}, self.usage.changes
+        key = self.usage.of_owner(row.owner), *left.values()
+        found = kind.said.get(key)
+        if found is None:
+            said = self._among_groups(kind, left)
+            usage = self.usage.of(row.owner, row.user)
+            found = kind.said[key] = fairness.within(said, row.user, kind.gpus, usage, self._rules.limits)
+        return found
+
+    def _among_groups(self, kind: _Kind, left: Mapping[str, float]) -> fairness.Admission:
+        charged_at = self.usage.charged_at(kind.groups)
+        if kind.groups_said_at < charged_at:
+            kind.groups_said, kind.groups_said_at = {}, charged_at
+        key = tuple(left.values())
+        found = kind.groups_said.get(key)
+        if found is None:
+            usage, limits = self.usage.of_groups(kind.groups), self._rules.limits
+            found = fairness.among_groups(kind.groups, kind.gpus, usage, limits, left, self._budgets.left)
+            kind.groups_said[key] = found
+        return found
 
     # --- the order ---
 
     def turns(self, arrived: Iterable[Any]) -> list[Turn]:
         """The requests, given in order of arrival, in the order of the policy; claims are dealt out among them."""
         self.usage.read_owners()
-        asked = [self._asking(row) for row in arrived]
+        asked = [self._ask(row) for row in arrived]
         said: Mapping[str, fairness.Admission]
         if self.guaranteed:
-            self._claims = fairness.Claims(asked, self.guaranteed, self._admit)
+            self._claims = fairness.Claims((item.asking for item in asked), self.guaranteed, self._admit)
             said = self._claims.admissions
         else:
-            said = {item.lease: self._admit(item, {}) for item in asked}
-        queued = [self._queued(item, said[item.lease]) for item in asked]
-        return [
-            Turn(row := self._asked[item.lease].row, self.wish(row.wish)[0], item, said[item.lease].allowed)
-            for item in fairness.order(self._policy.order, queued, self._context(queued))
-        ]
+            said = {item.row.id: self._admit(item.asking, {}) for item in asked}
+        queued = [self._queued(item, said[item.row.id]) for item in asked]
+        found = []
+        for item in fairness.order(self._policy.order, queued, self._context(queued)):
+            row, kind, _ = self._asked[item.lease]
+            found.append(Turn(row, kind.wish, item, said[item.lease].allowed))
+        return found
 
-    def _queued(self, item: fairness.Asking, said: fairness.Admission) -> fairness.Queued:
-        row = self._asked[item.lease].row
+    def _queued(self, item: _Asked, said: fairness.Admission) -> fairness.Queued:
+        row, kind, (lease, user, _, gpus) = item
         return fairness.Queued(
-            row.id, row.user, item.gpus, row.requested_at, row.ticket, said.group, self._level(row), said.own
+            lease, user, gpus, row.requested_at, row.ticket, said.group, kind.level, said.own
         )
 
     def _context(self, asked: Sequence[fairness.Queued]) -> fairness.Context:

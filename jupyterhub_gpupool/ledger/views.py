@@ -14,6 +14,7 @@ from ..model import Device, Lease, Limit, State
 from . import rows
 from . import schema as t
 from .counts import hours_used
+from .drains import known_ones
 from .grants import Grants
 
 
@@ -129,7 +130,9 @@ def snapshot(conn: Connection, now: float, grants: Grants) -> Snapshot:
     """Read everything that is open."""
     pool = conn.execute(select(t.pool)).one()
     rules = grants.rules(conn, pool.limits_version)
-    devices = conn.execute(select(t.devices).order_by(t.devices.c.node, t.devices.c.idx)).all()
+    devices = conn.execute(
+        select(t.devices).where(known_ones).order_by(t.devices.c.node, t.devices.c.idx)
+    ).all()
     open_rows = conn.execute(
         select(t.leases).where(t.leases.c.open_key == 1).order_by(t.leases.c.held.desc(), t.leases.c.ticket)
     ).all()

@@ -6,6 +6,7 @@ Field names are KubeSpawner's: ``profile``, ``profile-option-{slug}--{option}`` 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -205,14 +206,16 @@ def render_form(
     ``budget`` is what decides for the person; ``over`` are sentences on limits that they exceed.
     """
     rows: list[dict[str, Any]] = []
+    shared = _shared_reasons(profiles, groups, admin, availability)
     for profile in profiles.values():
         seen = availability.get(profile.slug)
         allowed, reason = may_use(profile, groups, admin)
         if allowed and seen is not None:
             allowed, reason = seen.allowed, seen.reason
-        state = state_in_words(profile, seen) if allowed else f"not for you: {reason}"
+        why = shared.index(reason) + 1 if not allowed and reason in shared else 0
+        state = state_in_words(profile, seen) if allowed else f"not for you: {_reason(reason, why, shared)}"
         words = facts(profile, simulated=simulated)
-        rows.append({"profile": profile, "allowed": allowed, "state": state, "facts": words})
+        rows.append({"profile": profile, "allowed": allowed, "state": state, "why": why, "facts": words})
     open_to = [row["profile"].slug for row in rows if row["allowed"]]
     wanted = selected.get("profile") if isinstance(selected, Mapping) else None
     first = [slug for slug in (wanted, profiles.default.slug, *open_to) if slug in open_to][:1]
@@ -233,7 +236,29 @@ def render_form(
         budget=budget_in_words(budget) if budget else "",
         short_of_hours=budget is not None and budget.state is not BudgetState.OK,
         over=list(over),
+        shared=shared,
     )
+
+
+def _shared_reasons(
+    profiles: Profiles, groups: Collection[str], admin: bool, availability: Mapping[str, Availability]
+) -> list[str]:
+    """The reasons that keep somebody from more than one profile: each is said once, above all of them."""
+    count = Counter(
+        seen.reason
+        for profile in profiles.values()
+        if may_use(profile, groups, admin)[0]
+        and (seen := availability.get(profile.slug)) is not None
+        and not seen.allowed
+    )
+    return [reason for reason, times in count.items() if times > 1 and reason]
+
+
+def _reason(reason: str, why: int, shared: Collection[str]) -> str:
+    """What stands at a profile: the reason, or which one of those above all profiles."""
+    if not why:
+        return reason
+    return "the reason is above" if len(shared) == 1 else f"reason {why} above"
 
 
 def _option_row(slug: str, option: Option, filled: Mapping[str, Any]) -> dict[str, Any]:

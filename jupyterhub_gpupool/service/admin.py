@@ -152,6 +152,19 @@ class Undrain(API):
         self.answer({"devices": list(found)})
 
 
+class OneDevice(API):
+    """``DELETE api/devices/{id}``: forget a GPU that is lost and that nobody holds."""
+
+    allowed = ("DELETE",)
+
+    @for_admins
+    async def delete(self, device: str) -> None:
+        why = _text(read_json(self.body(), ("why",)), "why")
+        await self.pool.ask("forget_device", device, actor=self.known().actor, why=why)
+        await self.feed.refresh()
+        self.answer({"devices": [device]})
+
+
 class Usage(API):
     """``GET api/usage?by=&from=&to=``: one's own GPU-hours, everybody's for an admin."""
 
@@ -195,6 +208,7 @@ def routes(api: str) -> list[tuple[Any, ...]]:
         (f"{api}limits/{SCOPE}", OneLimit),
         (f"{api}devices/{DEVICE}/drain", Drain),
         (f"{api}devices/{DEVICE}/undrain", Undrain),
+        (f"{api}devices/{DEVICE}", OneDevice),
         (f"{api}pool/drain", Drain),
         (f"{api}pool/undrain", Undrain),
         (f"{api}usage", Usage),

@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from .. import fairness
-from ..errors import Rejected
+from ..errors import Rejected, Unavailable
 from ..fairness.words import figure
-from ..ledger import LimitRow, Snapshot
+from ..ledger import EDITED, LimitRow, Snapshot
 from ..model import Limit
 from ..profiles import over_limit
 from . import limit_form, shapes, times
@@ -90,9 +90,7 @@ class EditLimit(Page):
         if not wrong:
             try:
                 change = await foreseen(self, row.scope, keys)
-                if apply and _unchanged(row, given):
-                    actor, why = self.known().actor, given.get("why", "")
-                    await self.pool.ask("set_limit", row.scope, keys, actor=actor, why=why)
+                if apply and await self._made("set_limit", row.scope, keys, given=given):
                     await self._done(row.scope)
                     return
             except ValueError as problem:  # more guaranteed than there is
@@ -102,18 +100,32 @@ class EditLimit(Page):
             self.set_status(400)
             await self._form(row, given, wrong)
             return
+        if apply:
+            row = await self._row(row.scope)
         self._preview(row, change, given, back=False, meanwhile=apply)
 
+    async def _made(self, verb: str, *what: Any, given: Mapping[str, str]) -> bool:
+        """Make a change.  False: somebody has edited this limit since it was looked at, and nothing is changed."""
+        actor, why, seen = self.known().actor, given.get("why", ""), given.get("seen", "")
+        try:
+            await self.pool.ask(verb, *what, actor=actor, why=why, seen=seen)
+        except Unavailable as problem:
+            if problem.reason != EDITED:
+                raise
+            return False
+        return True
+
     async def _go_back(self, row: LimitRow, given: dict[str, str], *, apply: bool) -> None:
-        if apply and _unchanged(row, given):
-            actor, why = self.known().actor, given.get("why", "")
+        if apply:
             try:
-                await self.pool.ask("clear_limit", row.scope, actor=actor, why=why)
+                made = await self._made("clear_limit", row.scope, given=given)
             except ValueError as problem:  # what it guarantees, another edit guarantees to somebody else now
                 said = limit_form.in_a_form(row.scope, str(problem))
                 raise Rejected(f"The edit still holds. {said}", reason="bad-limit") from None
-            await self._done(row.scope)
-            return
+            if made:
+                await self._done(row.scope)
+                return
+            row = await self._row(row.scope)
         self._preview(row, await foreseen(self, row.scope, None), given, back=True, meanwhile=apply)
 
     async def _row(self, scope: str) -> LimitRow:
@@ -152,13 +164,13 @@ class EditLimit(Page):
             given={name: text for name, text in given.items() if name in limit_form.LABELS and not back},
             why=given.get("why", ""),
             back=back,
-            seen=_mark(row),
+            seen=row.mark,
             meanwhile=MEANWHILE.format(actor=row.actor or "somebody who cleared it") if meanwhile else "",
         )
 
 
 class Drain(Page):
-    """Take a GPU, or the pool, out of service and put it back; who is on it is named before."""
+    """Take a GPU, or the pool, out of service and put it back; who is on it is named before.  Forget a lost one."""
 
     allowed = ("GET", "POST")
 
@@ -175,18 +187,21 @@ class Drain(Page):
         self.query()
         given = _once(fields, ("device", "step", "at", "why"))
         device, step, text = (given.get(name, "").strip() for name in ("device", "step", "at"))
-        if step not in ("drain", "undrain"):
+        if step not in ("drain", "undrain", "forget"):
             raise Rejected(f"The form has no step {step!a:.40}.", reason="bad-request")
         more: dict[str, Any] = {"actor": self.known().actor, "why": given.get("why", "")}
         try:
             if step == "drain":
                 more["at"] = _moment(text)
-            await self.pool.ask(step, device or None, **more)
+            if step == "forget":
+                await self.pool.ask("forget_device", device, **more)
+            else:
+                await self.pool.ask(step, device or None, **more)
         except ValueError as problem:
             await self._refuse(device, given, str(problem))
             return
         except Rejected as problem:
-            if problem.reason != "bad-time":
+            if problem.reason not in ("bad-time", "not-lost", "held"):
                 raise
             await self._refuse(device, given, problem.message)
             return
@@ -309,15 +324,6 @@ def _scope_problem(scope: str) -> str:
     except ValueError as problem:
         return limit_form.in_a_form(scope, str(problem))
     return ""
-
-
-def _mark(row: LimitRow) -> str:
-    """What tells an edit from the next one."""
-    return "" if row.at is None else repr(row.at)
-
-
-def _unchanged(row: LimitRow, given: Mapping[str, str]) -> bool:
-    return given.get("seen", "") == _mark(row)
 
 
 def _moment(text: str) -> float | None:

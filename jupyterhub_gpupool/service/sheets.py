@@ -16,9 +16,11 @@ def write_usage(by: str, entries: Iterable[books.Entry], out: TextIO) -> None:
     """Write a line for each key and day, in GPU-hours."""
     sheet = csv.writer(out, lineterminator="\n")
     sheet.writerow((by, "day", "used", "idle", "waiting"))
-    for item in entries:
+    for item in books.rounded(entries):
         hours = (item.used, item.idle, item.waiting)
-        sheet.writerow((defused(item.key), item.day.isoformat(), *(f"{value:.4f}" for value in hours)))
+        sheet.writerow(
+            (defused(item.key), item.day.isoformat(), *(f"{value:.{books.DIGITS}f}" for value in hours))
+        )
 
 
 def defused(cell: str) -> str:

@@ -11,9 +11,6 @@ from ..model import Limit
 from .changes import Change
 from .shapes import Shape, iso
 
-DIGITS = 4
-"""Decimals of GPU-hours: a third of a second."""
-
 
 def limit(row: LimitRow, over: str = "") -> Shape:
     """A scope's limit; ``over`` is why it holds more than it may."""
@@ -56,8 +53,11 @@ def change(found: Change) -> Shape:
 
 
 def usage(by: str, start: float, end: float, entries: Iterable[books.Entry]) -> Shape:
-    """``api/usage``: GPU-hours by key and day, and by key; the key of nobody's group is null."""
-    listed = list(entries)
+    """``api/usage``: GPU-hours by key and day, and by key; the key of nobody's group is null.
+
+    The days of a key sum to its total, and the totals to that of all, in every decimal.
+    """
+    listed = books.rounded(entries)
     return {
         "by": by,
         "from": iso(start),
@@ -68,4 +68,4 @@ def usage(by: str, start: float, end: float, entries: Iterable[books.Entry]) -> 
 
 
 def _hours(item: books.Entry | books.Total) -> dict[str, float]:
-    return {name: round(getattr(item, name), DIGITS) for name in ("used", "idle", "waiting")}
+    return {name: round(getattr(item, name), books.DIGITS) for name in ("used", "idle", "waiting")}

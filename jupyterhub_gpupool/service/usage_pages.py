@@ -34,7 +34,7 @@ class Use(Page):
             wrong = str(problem)
             self.set_status(400)
         else:
-            entries = await entries_of(self, by, start, end)
+            entries = books.rounded(await entries_of(self, by, start, end), books.SHOWN)
             shape = tables.usage(by, start, end, entries)
             first, last = _days(start, end)
             typed = {"from": first, "to": last, **{name: text for name, text in query.items() if text}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -151,3 +152,67 @@ def test_a_hub_of_another_pool_would_not_see_the_sessions(ledger: Ledger, databa
     ledger.close(lease.id, actor="ada")
     stranger.register_hub("two", process=TWO, gone=[ONE])
     stranger.close_database()
+
+
+class Machine:
+    """A hub's process as it is on another machine: with the same number, on another host since another boot."""
+
+    def __init__(self, host: str, url: str, clock: Clock) -> None:
+        self.host, self.process = host, f"{os.getpid()} 10.0 boot-of-{host} pid:[1]"
+        self.ledger = Ledger(url, clock=clock)
+
+    def claim(self, monkeypatch: pytest.MonkeyPatch, **given: Any) -> None:
+        """Claim the pool under the name that hubs of one JupyterHub database share."""
+        with monkeypatch.context() as here:
+            here.setattr(claiming, "this_process", lambda: self.process)
+            here.setattr(claiming, "_here", lambda: self.process.split(" ", 2)[2])
+            here.setattr(claiming.socket, "gethostname", lambda: self.host)
+            claiming.claim(self.ledger, "hub", **given)
+
+
+def test_two_machines_over_one_jupyterhub_database(
+    ledger: Ledger, databases: Databases, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.forward(60)  # what the fixture registered is long gone
+    here, there = (Machine(host, databases.url(), clock) for host in ("here.example", "there.example"))
+    here.claim(monkeypatch)
+    held = here.ledger.enqueue("hub", request_of("ada", WHOLE), here.process)
+    here.ledger.activate(held.id, actor="ada")
+    here.ledger.enqueue("hub", request_of("grace", WHOLE), here.process)
+    place = here.ledger.enqueue("hub", request_of("linus", WHOLE), here.process)
+    before = here.ledger.events()
+    clock.forward(1)
+
+    def both_live(seconds: float) -> None:
+        clock.forward(seconds)
+        assert here.ledger.beat("hub", here.process)
+
+    with monkeypatch.context() as together:
+        together.setattr(claiming.time, "sleep", both_live)
+        with pytest.raises(Unavailable, match=r"'hub' on here\.example") as refusal:
+            there.claim(monkeypatch, patience=60)
+    assert (refusal.value.reason, here.ledger.events()) == (OTHER_HUB, before)
+    with pytest.raises(Unavailable, match=r"on here\.example"):
+        there.ledger.enqueue("hub", request_of("alan", HALF), there.process)
+    assert there.ledger.beat("hub", there.process) is False
+
+    monkeypatch.setattr(claiming.time, "sleep", clock.forward)  # the first one is gone: it says nothing more
+    there.claim(monkeypatch, patience=60)
+    assert [(hub.host, hub.process) for hub in there.ledger.hubs()] == [("there.example", there.process)]
+    taken = there.ledger.lease(held.id)
+    assert taken is not None and (taken.state, taken.slices) == ("active", here.ledger.lease(held.id).slices)  # type: ignore[union-attr]
+    assert there.ledger.enqueue("hub", request_of("linus", WHOLE), there.process).id == place.id
+    there.ledger.begin_stop(held.id, actor="service", reason="idle")
+    there.ledger.close(held.id, actor="service")
+    assert there.ledger.lease(place.id).state == "starting"  # type: ignore[union-attr]
+
+    assert here.ledger.beat("hub", here.process) is False, (
+        "should it wake again, the pool is no longer its own"
+    )
+    with pytest.raises(Unavailable, match=r"on there\.example"):
+        here.ledger.enqueue("hub", request_of("alan", HALF), here.process)
+    with pytest.raises(Unavailable, match=r"on there\.example"):
+        here.claim(monkeypatch)
+    for machine in (here, there):
+        assert machine.ledger.verify() == []
+        machine.ledger.close_database()

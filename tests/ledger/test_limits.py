@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from jupyterhub_gpupool import fairness
 from jupyterhub_gpupool.errors import Rejected, Unavailable
-from jupyterhub_gpupool.ledger import Ledger, Policy, preview
+from jupyterhub_gpupool.ledger import EDITED, Ledger, Policy, preview
 from jupyterhub_gpupool.ledger.counts import UsageReader
 from jupyterhub_gpupool.ledger.rules import Rules
 from jupyterhub_gpupool.model import Limit, State, Terms, Wish
@@ -57,6 +57,24 @@ def test_an_edit_holds_at_once_and_leaves_who_when_and_why(make: Make, clock: Cl
     assert ledger.events()[-1].reason == 'user:*: as configured, {"sessions":1} (over)'
     assert ask(ledger, "ada", HALF, server="three").state is State.QUEUED
     assert {lease.user for lease in ledger.snapshot().leases if lease.state is State.STARTING} == {"ada"}
+
+
+def test_an_edit_that_was_not_looked_at_is_not_written_over(make: Make, clock: Clock) -> None:
+    ledger, other = make(Policy(limits={"user:*": Limit(sessions=1)})), make()
+    seen = ledger.limits()["user:*"].mark
+    clock.forward(1)
+    mine = other.set_limit("user:*", {"sessions": 2}, actor="other", seen=seen)
+    before = ledger.events()
+    with pytest.raises(Unavailable, match=r"user:\* was edited in the meantime, by other") as refused:
+        ledger.set_limit("user:*", {"sessions": 3}, actor="admin", seen=seen)
+    with pytest.raises(Unavailable, match="by other"):
+        ledger.clear_limit("user:*", actor="admin", seen=seen)
+    assert (refused.value.reason, refused.value.status) == (EDITED, 409)
+    assert (ledger.limits()["user:*"].edited, ledger.events()) == (Limit(sessions=2), before)
+    ledger.clear_limit("user:*", actor="admin", seen=mine.mark)
+    with pytest.raises(Unavailable, match="by somebody who cleared it"):
+        ledger.set_limit("user:*", {"sessions": 3}, actor="admin", seen=mine.mark)
+    assert ledger.set_limit("user:*", {"sessions": 4}, actor="cli:root").edited == Limit(sessions=4)
 
 
 def test_another_process_sees_an_edit(make: Make) -> None:
@@ -205,8 +223,19 @@ def test_the_database_counts_as_the_rules_do(make: Make, people: list[list[str]]
             text("SELECT owner FROM leases WHERE id = :id"), {"id": lease.id}).scalar_one()
             for lease in ledger.snapshot().leases}  # fmt: skip
         for user, owner in owners.items():
-            for scope, found in reader.of(owner, user, NAMES).items():
+            for scope, found in {**reader.of(owner, user), **reader.of_groups(NAMES)}.items():
                 assert found == expected.get(scope, fairness.Usage()), scope
+
+
+@pytest.mark.parametrize("others", [("a", "b"), ("a,", ",b"), ('a"x', 'x"a'), ('"', "a"), ("\\", ",,")])
+@pytest.mark.parametrize("name", [",", "x", '","'])
+def test_only_its_members_count_for_a_strict_group_whatever_names_hold(
+    make: Make, name: str, others: tuple[str, ...]
+) -> None:
+    ledger = make(Policy(limits={f"group:{name}": Limit(sessions=1, strict=True)}))
+    run(ledger, "grace", THIRD, groups=others)
+    assert ask(ledger, "ada", THIRD, groups=("z", name)).state is State.STARTING
+    assert ask(ledger, "linus", THIRD, groups=(name, *others)).state is State.QUEUED, "one of it is there"
 
 
 # --- budgets -----------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from multiprocessing.process import BaseProcess
 from sqlalchemy import text
 
 from jupyterhub_gpupool import fairness
-from jupyterhub_gpupool.ledger import Ledger, Policy
-from jupyterhub_gpupool.model import Limit
+from jupyterhub_gpupool.ledger import Ledger, Policy, Snapshot
+from jupyterhub_gpupool.model import HOLDING, Lease, Limit, State
 
 from .conftest import CPU, HALF, THIRD, WHOLE, Make, gpu, request_of, url_of
 
@@ -87,7 +87,50 @@ def test_no_limit_is_exceeded_by_many_at_once(make: Make) -> None:
     assert grants > 30
     assert looks > KILLS
     assert ledger.verify() == []
+    the_share_is_had(ledger)
     ledger.close_database()
+
+
+def the_share_is_had(ledger: Ledger) -> None:
+    """What others borrow of the share of ``a`` they give back to who asks for it, and no limit is exceeded."""
+    ledger.beat("hub")
+    for lease in ledger.snapshot().queue:
+        ledger.give_up(lease.id, actor="test", reason="the others come first")
+    for lease in held_of(ledger.snapshot()):
+        if (
+            lease.group == "a" or lease.state is State.STOPPING
+        ):  # the share is free, and what is left borrows it
+            ledger.begin_stop(lease.id, actor="test", reason="room")
+            ledger.close(lease.id, actor="test")
+    for number in range(8):  # borrowers, until the pool's limit is reached
+        ledger.enqueue("hub", request_of(f"borrower{number}", HALF, server=str(number)))
+    assert any(lease.state is State.QUEUED for lease in ledger.snapshot().leases), "the pool is full"
+    for number in range(3):
+        ledger.enqueue("hub", request_of(f"owner{number}", HALF, groups=("a",)))
+    for _ in range(8):
+        for lease in ledger.snapshot().leases:
+            if lease.state is State.STARTING:
+                ledger.activate(lease.id, actor="test")
+        snapshot, wanted = ledger.snapshot(), ledger.wanted()
+        limits = fairness.over_limits(fairness.tally(snapshot.holds, LIMITS), LIMITS)
+        assert limits == {}
+        assert wanted.unmet == {}, "somebody who borrows could make room"
+        if not wanted.shares:
+            break
+        borrowed = fairness.borrowed(map(fairness.Held.of, held_of(snapshot)), snapshot.guaranteed)
+        assert wanted.shares.keys() <= borrowed, "only who borrows makes room"
+        for key in wanted.shares:
+            ledger.begin_stop(key, actor="test", reason="share")
+            ledger.close(key, actor="test")
+    else:
+        raise AssertionError("borrowers still make room")
+    held = sum(lease.gpus for lease in held_of(ledger.snapshot()) if lease.group == "a")
+    assert held >= 1 - 1e-9, "the share is had by those whose own it is"
+    assert ledger.verify() == []
+
+
+def held_of(snapshot: Snapshot) -> list[Lease]:
+    return [lease for lease in snapshot.leases if lease.state in HOLDING]
 
 
 def count(ledger: Ledger) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 from jupyterhub_gpupool import books
 from jupyterhub_gpupool.books import DAY, HOUR, Account, Entry, advice, by_day, day_of, days, keep, totals
 from jupyterhub_gpupool.model import Kind, Lease, Slice, State, Terms, Wish
+from jupyterhub_gpupool.service import sheets, tables
 
 D = 20_000  # some day
 
@@ -50,6 +55,42 @@ def test_the_books_balance_to_the_times_of_the_leases(some: list[Account]) -> No
     assert keep(some, D + 1, D + 2, now) == [
         x for x in kept if books.date_of(D + 1) <= x.day <= books.date_of(D + 2)
     ]
+
+
+amounts = st.floats(0, 1000) | st.sampled_from([0.00005, 1 / 3, 0.1, 1e-9])
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from("abc"), st.integers(D, D + 40)),
+        st.tuples(amounts, amounts, amounts),
+        max_size=60,
+    )
+)
+def test_what_is_given_out_sums_to_the_times_in_every_decimal(
+    kept: dict[tuple[str, int], tuple[float, ...]],
+) -> None:
+    entries = [Entry(key, books.date_of(day), *parts) for (key, day), parts in sorted(kept.items())]
+    shape = tables.usage("user", 0.0, 1.0, entries)
+    out = io.StringIO()
+    sheets.write_usage("user", entries, out)
+    lines = list(csv.DictReader(io.StringIO(out.getvalue())))
+    for n, name in enumerate(("used", "idle", "waiting")):
+        exact = sum((Fraction(parts[n]) for parts in kept.values()), Fraction(0))
+        listed = [Decimal(repr(item[name])) for item in shape["days"]]
+        summed = [Decimal(repr(item[name])) for item in shape["totals"]]
+        assert sum(listed) == sum(summed) == sum(Decimal(line[name]) for line in lines)
+        assert sum(listed) == Decimal(round(exact * 10**4)) / 10**4, "and that is what the leases' times say"
+        for total, key in zip(summed, sorted({key for key, _ in kept}), strict=True):
+            days = [Decimal(repr(item[name])) for item in shape["days"] if item["key"] == key]
+            assert total == sum(days)
+        assert all(value >= 0 for value in listed)
+        for shown, entry in zip(listed, entries, strict=True):
+            assert abs(Fraction(shown) - Fraction(getattr(entry, name))) <= Fraction(1, 10**4)
+        people = books.rounded(entries, books.SHOWN)
+        assert sum(Decimal(f"{getattr(item, name):.2f}") for item in people) == sum(
+            Decimal(f"{getattr(item, name):.2f}") for item in totals(people)
+        )
 
 
 def test_a_night_across_midnight_belongs_to_two_days() -> None:

@@ -310,6 +310,19 @@ def test_a_gpu_is_drained_and_put_back(ledger: Ledger, capsys: pytest.CaptureFix
     assert granted is not None and granted.state is State.STARTING
 
 
+def test_a_lost_gpu_is_forgotten(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    devices = ledger.snapshot().devices
+    assert "GPU GPU-b is not lost" in failed(2, capsys, "forget", "GPU-b")
+    assert "no GPU 'pool'" in failed(2, capsys, "forget", "pool")
+    assert ledger.snapshot().devices == devices
+    ledger.set_limit("group:vision", {"guaranteed_gpus": 2}, actor="root")
+    ledger.sync_inventory(devices[:1])
+    said = works(capsys, "forget", "GPU-b", "--why", "sent back").splitlines()
+    assert said[0] == "Forgotten: GPU-b" and "the pool has 1 GPU" in said[1]
+    assert ledger.snapshot().devices == devices[:1]
+    assert (ledger.events()[-1].actor, ledger.events()[-1].action) == (ME, "forget")
+
+
 def test_a_drain_may_be_planned(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
     at = datetime.now(UTC) + timedelta(days=2)
     works(capsys, "drain", "GPU-b", "--at", at.isoformat())

@@ -148,6 +148,30 @@ def test_what_can_never_be_had_is_closed_with_its_reason() -> None:
     assert form.fields == {"profile": ["cpu"]}
 
 
+def test_what_keeps_somebody_from_many_profiles_is_said_once() -> None:
+    long = "you hold 2 of your 2 GPUs <b>, and nothing more starts"
+    closed = Availability(allowed=False, reason=long)
+    form = render(groups=["vision"], availability={"share": closed, "vision": closed})
+    assert form.words.count(long) == 1
+    assert f"<i>Share</i>, Vision: {long}" in form.words
+    assert form.words.count("not for you: the reason is above") == 2
+    for slug in ("share", "vision"):
+        assert "gpupool-why-1" in form.radios[slug]["aria-describedby"].split(), (
+            "a screen reader reads it there"
+        )
+    assert set(form.about) <= set(form.ids)
+    assert "gpupool-why" not in form.radios["cpu"]["aria-describedby"]
+    other = Availability(allowed=False, reason="another reason")
+    slugs = {"share": closed, "vision": closed, "cpu": other}
+    assert "not for you: another reason" in render(groups=["vision"], availability=slugs).words
+    four = profiles.read([{"slug": slug, "display_name": slug} for slug in "abcd"])
+    seen = {"a": closed, "b": other, "c": closed, "d": other}
+    form = Form(profiles.render_form(four, user="ada", groups=[], availability=seen, selected=None))
+    assert "Reason 1: a, c:" in form.words and "Reason 2: b, d:" in form.words
+    assert form.words.count("not for you: reason 2 above") == 2
+    assert "gpupool-why-2" in form.radios["d"]["aria-describedby"]
+
+
 @pytest.mark.parametrize(
     ("seen", "words"),
     [

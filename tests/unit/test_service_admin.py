@@ -241,6 +241,22 @@ async def test_a_group_may_be_called_like_the_preview(site: Web) -> None:
 # --- drains ------------------------------------------------------------------------------------------------
 
 
+async def test_a_lost_gpu_is_forgotten(site: Web) -> None:
+    path, devices = "api/devices/GPU-b", site.ledger.snapshot().devices
+    before = state(site.ledger)
+    await site.refused(409, "DELETE", path, "root")
+    await site.refused(404, "DELETE", "api/devices/GPU-z", "root")
+    await site.refused(400, "DELETE", path, "root", body='{"why": 1}')
+    for user in (None, "ada", "stranger"):
+        await site.refused(403, "DELETE", path, user)
+    assert state(site.ledger) == before
+    site.ledger.sync_inventory([device for device in devices if device.id != "GPU-b"])
+    assert await send(site, "DELETE", path, {"why": "sent back"}) == {"devices": ["GPU-b"]}
+    _, shape = await site.json("GET", "api/pool", "ada")
+    assert [item["id"] for item in shape["devices"]] == ["GPU-a"]
+    assert (shape["gpus"]["total"], site.ledger.events()[-1].actor) == (1, "root")
+
+
 async def test_a_gpu_is_drained_and_put_back(site: Web) -> None:
     at = datetime.now(UTC) + timedelta(hours=1)
     body = {"at": at.isoformat(), "why": "new fan"}

@@ -267,6 +267,25 @@ async def test_an_edit_of_somebody_else_in_the_meantime_is_shown_first(site: Web
     assert site.ledger.limits()["pool"].actor == "root"
 
 
+@pytest.mark.parametrize("step", ["apply", "apply-back"])
+async def test_an_edit_of_somebody_else_while_mine_is_made_is_not_lost(
+    site: Web, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    root = await Reader.of(site, "root")
+    page = await root.edit("pool", "preview", gpus="2")
+    ask = site.pool.ask
+
+    async def late(name: str, *given: Any, **more: Any) -> Any:
+        if name in ("set_limit", "clear_limit") and site.ledger.limits().get("pool") is None:
+            site.ledger.set_limit("pool", {"gpus": 1}, actor="another")
+        return await ask(name, *given, **more)
+
+    monkeypatch.setattr(site.pool, "ask", late)
+    page = await root.post("limits/edit", **{**fields_of(page), "_xsrf": root.token, "step": step})
+    assert "edited in the meantime, by another" in page
+    assert site.ledger.limits()["pool"].actor == "another"
+
+
 @pytest.mark.parametrize("scope", ["", "nobody", "group:*", "user:" + "x" * 300, "user:a\nb", EVIL])
 async def test_what_is_no_scope_gets_a_sentence_beside_the_field(site: Web, scope: str) -> None:
     root = await Reader.of(site, "root")
@@ -349,6 +368,27 @@ async def test_a_gpu_is_drained_with_its_sessions_named_and_put_back(site: Web) 
     await root.post("drain", 303, device="", step="undrain")
     undrained = next(event for event in site.ledger.events() if event.action == "undrain")
     assert undrained.reason.endswith("it turns")
+
+
+async def test_a_lost_gpu_is_forgotten_when_nobody_is_on_it(site: Web) -> None:
+    root, devices = await Reader.of(site, "root"), site.ledger.snapshot().devices
+    button = 'name="step" value="forget"'
+    assert button not in await root.get("drain?device=GPU-b")
+    page = await root.post("drain", 400, device="GPU-b", step="forget")
+    assert "GPU GPU-b is not lost" in page
+    site.ledger.sync_inventory([device for device in devices if device.id != "GPU-b"])
+    held = {item.device for lease in site.ledger.snapshot().leases for item in lease.slices}
+    assert (button in await root.get("drain?device=GPU-b")) is ("GPU-b" not in held)
+    for lease in site.ledger.snapshot().leases:
+        if lease.slices:
+            site.ledger.begin_stop(lease.id, actor="root", reason="")
+            site.ledger.close(lease.id, actor="root")
+    assert button in await root.get("drain?device=GPU-b")
+    assert (
+        await root.post("drain", 303, device="GPU-b", step="forget", why=EVIL) == f"{PREFIX}#devices-heading"
+    )
+    assert [device.id for device in site.ledger.snapshot().devices] == ["GPU-a"]
+    await root.get("drain?device=GPU-b", 404)
 
 
 @pytest.mark.parametrize("at", ["tomorrow", "2999-01-01T00:00", "2026-13-01T00:00", EVIL, "nan", "-1"])
