@@ -21,20 +21,17 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from _hub import ROOT, load_note, table
 
 sys.path.insert(0, str(ROOT))
 
+from _month_decision import Long
 from _month_pool import Arm, Books, Pool
 from _month_trace import DAY, HOUR, MONTH, Notebook, make_up, month, read
 
-from jupyterhub_gpupool import fairness, placement
-from jupyterhub_gpupool.fairness import Asking, Claims, Context, Past, Queued, Running, Wanted
-from jupyterhub_gpupool.model import Device, Kind, Limit, Wish
+from jupyterhub_gpupool import fairness
 
 ARMS = [
     Arm(order, shares, wanted)
@@ -44,6 +41,11 @@ ARMS = [
 ]
 WEEKS_BEFORE = 2
 """Forecasts count from the third week on; before that there is little past."""
+
+
+def progress(text: str) -> None:
+    """Say on standard error what is under way: the whole takes minutes."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
 
 def quantile(values: list[float], part: float) -> float:
@@ -78,7 +80,8 @@ def fairness_of(books: Books, found: list[Notebook]) -> tuple[float, float]:
 def compare(months: list[list[Notebook]], nodes: int, gpus: int) -> None:
     """The table of all arms, each over the same months."""
     lines = []
-    for arm in ARMS:
+    for n, arm in enumerate(ARMS, 1):
+        progress(f"{n} of {len(ARMS)}: {arm.order}, {arm.shares}{', wanted' if arm.wanted else ''}")
         waits: list[float] = []
         served, lost, held, taken, users, groups = 0.0, 0.0, 0.0, 0, [], []
         for found in months:
@@ -121,6 +124,7 @@ def forecasts(months: list[list[Notebook]], nodes: int, gpus: int) -> None:
         ("fifo, one pool, wanted", Arm("fifo", "none", True)),
         ("fair, lent, wanted", Arm("fair", "lent", True)),
     ):
+        progress(f"forecasts: {name}")
         told = [
             item for found in months for item in Pool(nodes, gpus, arm, forecast=True).run(found).forecasts
         ]
@@ -152,78 +156,20 @@ def forecasts(months: list[list[Notebook]], nodes: int, gpus: int) -> None:
 
 def decisions(waiting: int) -> None:
     """CPU milliseconds of one decision with a long queue: the pure part, as it runs under the write lock."""
-    groups = [f"group{n % 8}" for n in range(waiting)]
-    queue = [
-        Queued(f"l{n}", f"user{n % 200}", float(n % 8 + 1), float(n), n, groups[n], n % 50 + 1)
-        for n in range(waiting)
-    ]
-    hours = {f"group:group{n}": 10.0 * n for n in range(8)} | {f"user:user{n}": float(n) for n in range(200)}
-    even = fairness.weights(
-        {f"group:group{n}": 10.0 for n in range(8)}, {f"group:group{n}": 4.0 for n in range(8)}
-    )
-    limits = {f"group:group{n}": Limit(gpus=16, guaranteed_gpus=4, gpu_hours=900) for n in range(8)} | {
-        "user:*": Limit(sessions=2)
-    }
-    guaranteed = fairness.guarantees(limits, 0.0)
-    devices = tuple(Device(f"g{n}", f"n{n // 8}", n % 8, "GPU", 81920) for n in range(64))
-    used = {device.id: 120 for device in devices[:60]}
-    usage = {f"group:group{n}": fairness.Usage(3, 7.5) for n in range(8)}
-    used_hours = {f"group:group{n}": 100.0 for n in range(8)}
-
-    asked = [
-        Asking(item.lease, item.user, (group,), item.gpus) for item, group in zip(queue, groups, strict=True)
-    ]
-    owners = {(item.user, group) for item, group in zip(queue, groups, strict=True)}
-
-    def admit(item: Asking, left: Mapping[str, float]) -> fairness.Admission:
-        return fairness.admit(item.user, item.groups, item.gpus, usage, limits, left)
-
-    def decide(name: str) -> None:
-        claims = Claims(asked, guaranteed, admit)
-        budgets = {key: fairness.budget(key[0], (key[1],), used_hours, limits, 5e3) for key in owners}
-        own = claims.admissions
-        rows = [replace(item, own=True) if own[item.lease].own else item for item in queue]
-        tried: set[Wish] = set()
-        for item in fairness.order(name, rows, Context(5e3, hours, even)):
-            wish = Wish(Kind.GPU, int(item.gpus))
-            if wish in tried or not budgets[item.user, item.group].left:
-                continue
-            claims.admit(asked[item.ticket])
-            if not placement.choose(wish, devices, placement.Occupancy(used)):
-                tried.add(wish)
-
-    lines = []
+    progress(f"a decision with {waiting} in the queue")
+    queue, lines = Long(waiting), []
     for name in fairness.ORDERS:
-        context = Context(5e3, hours, even)
-        alone, whole = [], []
-        for _ in range(30):
-            began = time.thread_time()
-            fairness.order(name, queue, context)
-            alone.append(time.thread_time() - began)
-            began = time.thread_time()
-            decide(name)
-            whole.append(time.thread_time() - began)
-        figures = [
-            1000 * quantile(alone, 0.5),
-            1000 * max(alone),
-            1000 * quantile(whole, 0.5),
-            1000 * max(whole),
-        ]
+        alone, whole = queue.times(name)
+        figures = quantile(alone, 0.5), max(alone), quantile(whole, 0.5), max(whole)
         lines.append((name, *(f"{value:.1f}" for value in figures), "met" if figures[3] < 50 else "MISSED"))
-    serves = {device.id: 120 for device in devices}
-    running = [Running({device.id: 120}, 600.0, "p") for device in devices]
-    past = Past({"p": [float(n) for n in range(100, 40000, 100)]})
-    places = {device.id: (device.node, 120) for device in devices}
-    began = time.thread_time()
-    fairness.expected_waits([Wanted(serves, "p", int(item.gpus)) for item in queue], running, places, past)
-    waits = time.thread_time() - began
     head = ("order", "order: median", "longest", "decision: median", "longest", "goal < 50")
     table(
         f"a decision with {waiting} in the queue, CPU ms (limits and budgets of all, order, placement on 64 GPUs)",
         head,
         lines,
     )
-    print(f"expected wait of all {waiting} places on 64 GPUs: {waits:.2f} s CPU, outside every lock")
+    seconds = queue.waits_ms() / 1000
+    print(f"expected wait of all {waiting} places on 64 GPUs: {seconds:.2f} s CPU, outside every lock")
 
 
 def main() -> None:
