@@ -1,9 +1,10 @@
 """A simulated month on a notebook trace: waits, GPU-hours and fairness of each order of the queue.
 
 The pool runs on the package's own placement and rules of fairness.  PATH is a CSV file (or .csv.gz) with a line
-for each execution of a cell: session, gpus, start_min, dur_min.  Without it the month is made up (seeded), with
-sessions of the same shape; then the figures are worth as much as that shape.  A session asks for its GPUs when
-its first cell starts and gives them back after its last one; when they are taken it asks again for its next cell.
+for each execution of a cell: session, gpus, start_min, dur_min.  ``--made-up`` takes sessions of the same shape
+that are made up (seeded); then the figures are worth as much as that shape.  Without either, only the time of a
+decision is measured.  A session asks for its GPUs when its first cell starts and gives them back after its last
+one; when they are taken it asks again for its next cell.
 
 Sessions of the trace are dealt out to 40 people in four groups, until they would hold ``--load`` times the pool's
 GPU-hours if nobody ever waited.  Shares: ``fixed`` caps each group at its share, ``lent`` guarantees the share and
@@ -29,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from _month_decision import Long
 from _month_pool import Arm, Books, Pool
-from _month_trace import DAY, HOUR, MONTH, Notebook, make_up, month, read
+from _month_trace import DAY, HOUR, MONTH, Notebook, Session, make_up, month, read
 
 from jupyterhub_gpupool import fairness
 
@@ -172,9 +173,26 @@ def decisions(waiting: int) -> None:
     print(f"expected wait of all {waiting} places on 64 GPUs: {seconds:.2f} s CPU, outside every lock")
 
 
+def sessions_of(options: argparse.Namespace) -> list[Session]:
+    """The sessions to draw months from; none, and the reason in a table, where there is no trace."""
+    path: Path | None = options.path
+    if path and path.is_file():
+        print(f"sessions from {path.name}")
+        return read(path)
+    if options.made_up and not path:
+        print("sessions that are made up")
+        return make_up(options.seed)
+    why = f"skipped: there is no file {path}" if path else "skipped: no trace was given (PATH, or --made-up)"
+    table("a simulated month", ("figure", "value"), [("waits, GPU-hours, fairness, forecasts", why)])
+    return []
+
+
 def main() -> None:
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    line.add_argument("path", type=Path, nargs="?", help="the trace; without it the month is made up")
+    line.add_argument("path", type=Path, nargs="?", help="the trace")
+    line.add_argument(
+        "--made-up", action="store_true", help="a month that is made up, where there is no trace"
+    )
     line.add_argument("--nodes", type=int, default=8, help="machines (8)")
     line.add_argument("--gpus", type=int, default=8, help="GPUs of each (8)")
     line.add_argument(
@@ -183,13 +201,13 @@ def main() -> None:
     line.add_argument("--draws", type=int, default=3, help="months drawn from the trace (3)")
     line.add_argument("--seed", type=int, default=1, help="of the first of them (1)")
     options = line.parse_args()
-    sessions = read(options.path) if options.path else make_up(options.seed)
-    seeds = range(options.seed, options.seed + options.draws)
-    months = [month(sessions, options.nodes * options.gpus, options.load, seed) for seed in seeds]
-    print(f"sessions from {options.path.name if options.path else 'a made-up trace'}")
     began = time.monotonic(), time.process_time()
-    compare(months, options.nodes, options.gpus)
-    forecasts(months, options.nodes, options.gpus)
+    sessions = sessions_of(options)
+    if sessions:
+        seeds = range(options.seed, options.seed + options.draws)
+        months = [month(sessions, options.nodes * options.gpus, options.load, seed) for seed in seeds]
+        compare(months, options.nodes, options.gpus)
+        forecasts(months, options.nodes, options.gpus)
     decisions(2000)
     took = time.monotonic() - began[0], time.process_time() - began[1]
     print(f"{took[0]:.0f} s in all, {took[1]:.0f} s CPU; {load_note()}")
