@@ -50,20 +50,25 @@ class Long:
         return fairness.order(name, self.queue, self.context)
 
     def decide(self, name: str) -> None:
-        """Limits and budgets of all, the order, and a place for each until it is known that none fits."""
+        """Limits and budgets of all, the order, and a grant for each until nothing that is asked for fits."""
         claims = Claims(self.asked, self.guaranteed, self._admit)
         owners = {(item.user, item.group) for item in self.queue}
         budgets = {key: fairness.budget(key[0], (key[1],), USED_HOURS, LIMITS, NOW) for key in owners}
         own = claims.admissions
         queued = [replace(item, own=True) if own[item.lease].own else item for item in self.queue]
-        tried: set[Wish] = set()
+        tried, used = set[Wish](), dict(HELD)
         for item in fairness.order(name, queued, self.context):
             wish = Wish(Kind.GPU, int(item.gpus))
             if wish in tried or not budgets[item.user, item.group].left:
                 continue
-            claims.admit(self.asked[item.ticket])
-            if not placement.choose(wish, DEVICES, placement.Occupancy(HELD)):
+            if not claims.admit(self.asked[item.ticket]).allowed:
+                continue
+            placed = placement.choose(wish, DEVICES, placement.Occupancy(used))
+            if placed is None:
                 tried.add(wish)
+                continue
+            used.update({one.device.id: one.cells for one in placed})
+            claims.granted(item.lease)
 
     def _admit(self, item: Asking, left: Mapping[str, float]) -> fairness.Admission:
         return fairness.admit(item.user, item.groups, item.gpus, USAGE, LIMITS, left)
