@@ -117,8 +117,9 @@ def _past(conn: Connection, now: float, held: Sequence[Lease], queue: Sequence[A
     ]
     spans += [(lease.requested_at, lease.granted_at or now) for lease in held]
     spans += [(row.requested_at, now) for row in queue]
-    demand = waits.together((max(start, since), end) for start, end in spans if end > max(start, since))
     settle = max((lease.terms.warn for lease in held), default=0.0)
+    waited = waits.together((max(start, since), end) for start, end in spans if end > max(start, since))
+    demand = [(start, end) for start, end in waited if end - start > settle]  # others have nothing to watch
     lasted: dict[str, list[float]] = defaultdict(list)
     ages: dict[str, list[float]] = defaultdict(list)
     seen: dict[str, list[waits.Spell]] = defaultdict(list)
