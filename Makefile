@@ -6,6 +6,8 @@
 PYTHON = python3
 PYTEST_ARGS = -n 2 --dist loadfile
 VARIANT = gpu
+BENCH = [a-z]*
+NOTEBOOKS =
 INSTALL = PYTHON='$(PYTHON)' sh scripts/install.sh
 BIN = .venv/bin
 
@@ -14,7 +16,7 @@ help:
 	@echo 'make demo      install, then run the hub on http://127.0.0.1:8000 (GPUPOOL_BACKEND=docker for containers)'
 	@echo 'make test      install what the tests need, and run them all (PYTEST_ARGS="-k queue" for some)'
 	@echo 'make lint      the checkers: ruff, mypy, import contracts, codespell'
-	@echo 'make bench     the figures, as tables'
+	@echo 'make bench     the figures, as tables (BENCH=month for one; NOTEBOOKS=PATH: a trace for the month)'
 	@echo 'make image     build the TensorFlow image with the Docker Engine (VARIANT=cpu without CUDA, BASE=… on another base)'
 	@echo 'make labextension  build the JupyterLab extension anew from labextension/ (needs node and npm; the result is committed)'
 	@echo 'make docs      write the generated pages in docs/'
@@ -43,10 +45,13 @@ lint:
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
 
-# 2: what a benchmark needs is not on this machine, and it has said so.
+# One that fails does not keep the others from being run.  2: what it needs is not on this machine, and it has said so.
 bench:
 	@$(INSTALL) hub demo docker nvidia
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || [ $$? -eq 2 ] || exit 1; done
+	@failed=0; for file in benchmarks/$(BENCH).py; do \
+	    set --; [ "$$file" != benchmarks/month.py ] || [ -z '$(NOTEBOOKS)' ] || set -- '$(NOTEBOOKS)'; \
+	    echo "== $$file"; $(BIN)/python "$$file" "$$@" || [ $$? -eq 2 ] || failed=1; \
+	done; exit $$failed
 
 # The image's lock files alone pin what is in it: nothing of .venv goes into it.
 image:

@@ -85,6 +85,8 @@ def verdict(figure: str, measured: str, baseline: str, ratio: str, goal: str, me
 
 def spread(values: Sequence[float]) -> str:
     """Median with the middle half of the values."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.1f} ({low:.1f}–{high:.1f})"
 

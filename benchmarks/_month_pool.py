@@ -105,9 +105,13 @@ class Pool:
         self.used: dict[str, int] = {}
         self.usage: dict[str, Usage] = {}
         self.hours: dict[str, tuple[float, float]] = {}
-        self.lasted: dict[str, list[float]] = defaultdict(list)
+        self.over: list[tuple[str, float, float]] = []
+        """Kind, start and end of what held GPUs and does no more."""
+        self.demand: list[fairness.waits.Span] = []
+        """When somebody waited."""
         self.told: dict[str, tuple[float, fairness.Wait, float]] = {}
         self.last_wait = 0.0
+        self.waited_since = math.inf
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._sweeping = False
@@ -139,6 +143,7 @@ class Pool:
         self.serve()
         if job.lease in self.waiting:
             if self.forecast:
+                self.waited_since = min(self.waited_since, self.now)
                 self.told[job.lease] = (self.now, self._expect(job), self.last_wait)
             if not self._sweeping and (self.arm.wanted or self.arm.shares == "lent"):
                 self._sweeping = True
@@ -152,6 +157,9 @@ class Pool:
         self.books.waits.append(waited)
         if waited > 0:
             self.last_wait = waited
+        if not self.waiting and self.waited_since < self.now:
+            self.demand.append((self.waited_since, self.now))
+            self.waited_since = math.inf
         if job.lease in self.told:
             self.books.forecasts.append((*self.told.pop(job.lease), waited))
         for one in placed:
@@ -163,7 +171,6 @@ class Pool:
     def end(self, lease: str) -> None:
         if lease in self.held:
             job = self.held[lease]
-            self.lasted[self._kind(job)].append(self.now - job.granted_at)
             self._release(job)
             self.serve()
 
@@ -172,6 +179,7 @@ class Pool:
         done = sum(max(0.0, min(end, age) - begin) for begin, end in job.cells if begin < age)
         self.books.served[job.of.user] += done * job.of.gpus
         self.books.held += age * job.of.gpus
+        self.over.append((self._kind(job), job.granted_at, self.now))
         del self.held[job.lease]
         for one in job.placed:
             del self.used[one.device.id]
@@ -180,7 +188,6 @@ class Pool:
     def take(self, job: Job) -> None:
         """Take its GPUs: what it computes is lost, and it asks again when it wants to compute again."""
         age = self.now - job.granted_at
-        self.lasted[self._kind(job)].append(age)
         self._release(job)
         self.books.taken += 1
         left = [(begin, end) for begin, end in job.cells if end > age]
@@ -346,17 +353,28 @@ class Pool:
         queue = [
             fairness.Wanted(serves, self._kind(self.waiting[item.lease]), int(item.gpus)) for item in ordered
         ]
-        ages: dict[str, list[float]] = defaultdict(list)
         running = []
         for other in self.held.values():
-            age = self.now - other.granted_at
-            ages[self._kind(other)].append(age)
             cells = {one.device.id: one.cells for one in other.placed}
             ends = max(0.0, other.deadline - self.now)
             if self.arm.wanted and other.idle(self.now) >= WINDOW:
                 ends = min(ends, SWEEP + WARN)  # the next sweep warns it, if it is needed
-            running.append(fairness.Running(cells, age, self._kind(other), ends))
+            running.append(fairness.Running(cells, self.now - other.granted_at, self._kind(other), ends))
         devices = {device.id: (device.node, device.cells) for device in self.devices}
-        past = fairness.Past(self.lasted, ages)
         place = [item.lease for item in ordered].index(job.lease)
-        return fairness.expected_waits(queue[: place + 1], running, devices, past)[place]
+        return fairness.expected_waits(queue[: place + 1], running, devices, self._past())[place]
+
+    def _past(self) -> fairness.Past:
+        """How long sessions have lasted, as the ledger would tell it."""
+        lasted: dict[str, list[float]] = defaultdict(list)
+        ages: dict[str, list[float]] = defaultdict(list)
+        seen: dict[str, list[fairness.waits.Spell]] = defaultdict(list)
+        demand = [*self.demand, (self.waited_since, self.now)]
+        for kind, start, end in self.over:
+            lasted[kind].append(end - start)
+            seen[kind] += fairness.waits.watched(start, end, demand, WARN + 2 * SWEEP)
+        for job in self.held.values():
+            kind, start = self._kind(job), job.granted_at
+            ages[kind].append(self.now - start)
+            seen[kind] += fairness.waits.watched(start, self.now, demand, WARN + 2 * SWEEP, ended=False)
+        return fairness.Past(lasted, ages, seen=seen)

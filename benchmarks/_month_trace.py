@@ -20,6 +20,10 @@ GROUPS = {"vision": 0.4, "speech": 0.3, "robots": 0.2, "students": 0.1}
 USERS = 40
 
 
+Session = tuple[int, float, tuple[tuple[float, float], ...]]
+"""GPUs, start, and when it computes (begin and end since its start)."""
+
+
 @dataclass(frozen=True)
 class Notebook:
     """A session: whose, how many GPUs, from when, and when it computes (begin and end since its start)."""
@@ -39,7 +43,7 @@ class Notebook:
         return sum(end - begin for begin, end in self.cells)
 
 
-def read(path: Path) -> list[tuple[int, float, tuple[tuple[float, float], ...]]]:
+def read(path: Path) -> list[Session]:
     """Sessions of a trace as (GPUs, start, cells), in seconds since the first of them.
 
     The file has a line for each execution with at least the columns session, gpus, start_min and dur_min.
@@ -67,7 +71,7 @@ def read(path: Path) -> list[tuple[int, float, tuple[tuple[float, float], ...]]]
     return made
 
 
-def make_up(seed: int, sessions: int = 700) -> list[tuple[int, float, tuple[tuple[float, float], ...]]]:
+def make_up(seed: int, sessions: int = 700) -> list[Session]:
     """Sessions of the same shape as those of a real trace: many short ones, and few that last for days."""
     chance = random.Random(seed)
     made = []
@@ -81,9 +85,7 @@ def make_up(seed: int, sessions: int = 700) -> list[tuple[int, float, tuple[tupl
     return made
 
 
-def month(
-    sessions: list[tuple[int, float, tuple[tuple[float, float], ...]]], gpus: int, load: float, seed: int
-) -> list[Notebook]:
+def month(sessions: list[Session], gpus: int, load: float, seed: int) -> list[Notebook]:
     """A month in a pool of so many GPUs: sessions by chance until they ask for ``load`` times what it has.
 
     The trace knows no people: sessions are dealt out to users, of whom a few have many and many have few,

@@ -1,9 +1,10 @@
 """A simulated month on a notebook trace: waits, GPU-hours and fairness of each order of the queue.
 
 The pool runs on the package's own placement and rules of fairness.  PATH is a CSV file (or .csv.gz) with a line
-for each execution of a cell: session, gpus, start_min, dur_min.  Without it the month is made up (seeded), with
-sessions of the same shape; then the figures are worth as much as that shape.  A session asks for its GPUs when
-its first cell starts and gives them back after its last one; when they are taken it asks again for its next cell.
+for each execution of a cell: session, gpus, start_min, dur_min.  ``--made-up`` takes sessions of the same shape
+that are made up (seeded); then the figures are worth as much as that shape.  Without either, only the time of a
+decision is measured.  A session asks for its GPUs when its first cell starts and gives them back after its last
+one; when they are taken it asks again for its next cell.
 
 Sessions of the trace are dealt out to 40 people in four groups, until they would hold ``--load`` times the pool's
 GPU-hours if nobody ever waited.  Shares: ``fixed`` caps each group at its share, ``lent`` guarantees the share and
@@ -21,19 +22,17 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
 from _hub import ROOT, load_note, table
 
 sys.path.insert(0, str(ROOT))
 
+from _month_decision import Long
 from _month_pool import Arm, Books, Pool
-from _month_trace import DAY, HOUR, MONTH, Notebook, make_up, month, read
+from _month_trace import DAY, HOUR, MONTH, Notebook, Session, make_up, month, read
 
-from jupyterhub_gpupool import fairness, placement
-from jupyterhub_gpupool.fairness import Asking, Claims, Context, Past, Queued, Running, Wanted
-from jupyterhub_gpupool.model import Device, Kind, Limit, Wish
+from jupyterhub_gpupool import fairness
 
 ARMS = [
     Arm(order, shares, wanted)
@@ -43,6 +42,11 @@ ARMS = [
 ]
 WEEKS_BEFORE = 2
 """Forecasts count from the third week on; before that there is little past."""
+
+
+def progress(text: str) -> None:
+    """Say on standard error what is under way: the whole takes minutes."""
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
 
 def quantile(values: list[float], part: float) -> float:
@@ -77,7 +81,8 @@ def fairness_of(books: Books, found: list[Notebook]) -> tuple[float, float]:
 def compare(months: list[list[Notebook]], nodes: int, gpus: int) -> None:
     """The table of all arms, each over the same months."""
     lines = []
-    for arm in ARMS:
+    for n, arm in enumerate(ARMS, 1):
+        progress(f"{n} of {len(ARMS)}: {arm.order}, {arm.shares}{', wanted' if arm.wanted else ''}")
         waits: list[float] = []
         served, lost, held, taken, users, groups = 0.0, 0.0, 0.0, 0, [], []
         for found in months:
@@ -120,6 +125,7 @@ def forecasts(months: list[list[Notebook]], nodes: int, gpus: int) -> None:
         ("fifo, one pool, wanted", Arm("fifo", "none", True)),
         ("fair, lent, wanted", Arm("fair", "lent", True)),
     ):
+        progress(f"forecasts: {name}")
         told = [
             item for found in months for item in Pool(nodes, gpus, arm, forecast=True).run(found).forecasts
         ]
@@ -151,83 +157,42 @@ def forecasts(months: list[list[Notebook]], nodes: int, gpus: int) -> None:
 
 def decisions(waiting: int) -> None:
     """CPU milliseconds of one decision with a long queue: the pure part, as it runs under the write lock."""
-    groups = [f"group{n % 8}" for n in range(waiting)]
-    queue = [
-        Queued(f"l{n}", f"user{n % 200}", float(n % 8 + 1), float(n), n, groups[n], n % 50 + 1)
-        for n in range(waiting)
-    ]
-    hours = {f"group:group{n}": 10.0 * n for n in range(8)} | {f"user:user{n}": float(n) for n in range(200)}
-    even = fairness.weights(
-        {f"group:group{n}": 10.0 for n in range(8)}, {f"group:group{n}": 4.0 for n in range(8)}
-    )
-    limits = {f"group:group{n}": Limit(gpus=16, guaranteed_gpus=4, gpu_hours=900) for n in range(8)} | {
-        "user:*": Limit(sessions=2)
-    }
-    guaranteed = fairness.guarantees(limits, 0.0)
-    devices = tuple(Device(f"g{n}", f"n{n // 8}", n % 8, "GPU", 81920) for n in range(64))
-    used = {device.id: 120 for device in devices[:60]}
-    usage = {f"group:group{n}": fairness.Usage(3, 7.5) for n in range(8)}
-    used_hours = {f"group:group{n}": 100.0 for n in range(8)}
-
-    asked = [
-        Asking(item.lease, item.user, (group,), item.gpus) for item, group in zip(queue, groups, strict=True)
-    ]
-    owners = {(item.user, group) for item, group in zip(queue, groups, strict=True)}
-
-    def admit(item: Asking, left: Mapping[str, float]) -> fairness.Admission:
-        return fairness.admit(item.user, item.groups, item.gpus, usage, limits, left)
-
-    def decide(name: str) -> None:
-        claims = Claims(asked, guaranteed, admit)
-        budgets = {key: fairness.budget(key[0], (key[1],), used_hours, limits, 5e3) for key in owners}
-        own = claims.admissions
-        rows = [item._replace(own=True) if own[item.lease].own else item for item in queue]
-        tried: set[Wish] = set()
-        for item in fairness.order(name, rows, Context(5e3, hours, even)):
-            wish = Wish(Kind.GPU, int(item.gpus))
-            if wish in tried or not budgets[item.user, item.group].left:
-                continue
-            claims.admit(asked[item.ticket])
-            if not placement.choose(wish, devices, placement.Occupancy(used)):
-                tried.add(wish)
-
-    lines = []
+    progress(f"a decision with {waiting} in the queue")
+    queue, lines = Long(waiting), []
     for name in fairness.ORDERS:
-        context = Context(5e3, hours, even)
-        alone, whole = [], []
-        for _ in range(30):
-            began = time.thread_time()
-            fairness.order(name, queue, context)
-            alone.append(time.thread_time() - began)
-            began = time.thread_time()
-            decide(name)
-            whole.append(time.thread_time() - began)
-        figures = [
-            1000 * quantile(alone, 0.5),
-            1000 * max(alone),
-            1000 * quantile(whole, 0.5),
-            1000 * max(whole),
-        ]
+        alone, whole = queue.times(name)
+        figures = quantile(alone, 0.5), max(alone), quantile(whole, 0.5), max(whole)
         lines.append((name, *(f"{value:.1f}" for value in figures), "met" if figures[3] < 50 else "MISSED"))
-    serves = {device.id: 120 for device in devices}
-    running = [Running({device.id: 120}, 600.0, "p") for device in devices]
-    past = Past({"p": [float(n) for n in range(100, 40000, 100)]})
-    places = {device.id: (device.node, 120) for device in devices}
-    began = time.thread_time()
-    fairness.expected_waits([Wanted(serves, "p", int(item.gpus)) for item in queue], running, places, past)
-    waits = time.thread_time() - began
     head = ("order", "order: median", "longest", "decision: median", "longest", "goal < 50")
     table(
         f"a decision with {waiting} in the queue, CPU ms (limits and budgets of all, order, placement on 64 GPUs)",
         head,
         lines,
     )
-    print(f"expected wait of all {waiting} places on 64 GPUs: {waits:.2f} s CPU, outside every lock")
+    seconds = queue.waits_ms() / 1000
+    print(f"expected wait of all {waiting} places on 64 GPUs: {seconds:.2f} s CPU, outside every lock")
+
+
+def sessions_of(options: argparse.Namespace) -> list[Session]:
+    """The sessions to draw months from; none, and the reason in a table, where there is no trace."""
+    path: Path | None = options.path
+    if path and path.is_file():
+        print(f"sessions from {path.name}")
+        return read(path)
+    if options.made_up and not path:
+        print("sessions that are made up")
+        return make_up(options.seed)
+    why = f"skipped: there is no file {path}" if path else "skipped: no trace was given (PATH, or --made-up)"
+    table("a simulated month", ("figure", "value"), [("waits, GPU-hours, fairness, forecasts", why)])
+    return []
 
 
 def main() -> None:
     line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    line.add_argument("path", type=Path, nargs="?", help="the trace; without it the month is made up")
+    line.add_argument("path", type=Path, nargs="?", help="the trace")
+    line.add_argument(
+        "--made-up", action="store_true", help="a month that is made up, where there is no trace"
+    )
     line.add_argument("--nodes", type=int, default=8, help="machines (8)")
     line.add_argument("--gpus", type=int, default=8, help="GPUs of each (8)")
     line.add_argument(
@@ -236,13 +201,13 @@ def main() -> None:
     line.add_argument("--draws", type=int, default=3, help="months drawn from the trace (3)")
     line.add_argument("--seed", type=int, default=1, help="of the first of them (1)")
     options = line.parse_args()
-    sessions = read(options.path) if options.path else make_up(options.seed)
-    seeds = range(options.seed, options.seed + options.draws)
-    months = [month(sessions, options.nodes * options.gpus, options.load, seed) for seed in seeds]
-    print(f"sessions from {options.path.name if options.path else 'a made-up trace'}")
     began = time.monotonic(), time.process_time()
-    compare(months, options.nodes, options.gpus)
-    forecasts(months, options.nodes, options.gpus)
+    sessions = sessions_of(options)
+    if sessions:
+        seeds = range(options.seed, options.seed + options.draws)
+        months = [month(sessions, options.nodes * options.gpus, options.load, seed) for seed in seeds]
+        compare(months, options.nodes, options.gpus)
+        forecasts(months, options.nodes, options.gpus)
     decisions(2000)
     took = time.monotonic() - began[0], time.process_time() - began[1]
     print(f"{took[0]:.0f} s in all, {took[1]:.0f} s CPU; {load_note()}")

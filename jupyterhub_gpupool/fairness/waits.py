@@ -1,7 +1,9 @@
 """How long a place in the queue will take: a range, from what is held and how long such sessions last.
 
 The remaining time of a session is drawn from the past sessions of its kind that lived longer than it has
-(the empirical survival function given its age), cut off at its deadline.  Each draw plays the queue once:
+(the empirical survival function given its age), cut off at its deadline.  Where idle sessions end only when
+somebody waits, and borrowed ones when they are claimed, a session lasts longer while nobody does: what was seen
+while somebody waited counts first (:func:`watched`).  Each draw plays the queue once:
 one after the other each request is given the devices on which it could start soonest, and those behind it
 keep off them until it has (conservative backfilling, Mu'alem and Feitelson 2001).  The range is taken from
 the draws.  They are the same in every call, so the range moves only when the pool does.  Nobody is taken to
@@ -13,8 +15,10 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
 
 LEAST_PAST = 8
 """Past sessions that must have lived longer than a session for its remaining time to be guessed."""
@@ -48,6 +52,8 @@ class Wanted:
     count: int = 1
     ends_within: float = math.inf
     """Seconds after which its own session ends at the latest."""
+    until: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by device, for those on which it may start no later than that: they will be drained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +83,47 @@ class Lasting:
         return self.durations[n] if n < len(self.durations) else math.inf
 
 
+Spell = tuple[float, float, bool]
+"""Part of a session's life that was watched: from which age to which, and whether it ended then."""
+Span = tuple[float, float]
+
+
+def together(spans: Iterable[Span]) -> list[Span]:
+    """The times that lie in any of the spans, in order and apart: from the waits, when somebody waited."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((start, end))
+    return found
+
+
+def watched(
+    start: float, end: float, demand: Sequence[Span], settle: float, *, ended: bool = True
+) -> list[Spell]:
+    """The spells of a session's life in which somebody waited.  ``demand`` is in order and apart.
+
+    The first ``settle`` seconds of each are left out: then those go that were idle when the first one came,
+    which says nothing on those that are not.
+    """
+    found = []
+    for since, until in demand[max(0, bisect_right(demand, (start, math.inf)) - 1) :]:
+        if since >= end:
+            break
+        first, last = max(since + settle, start), min(until, end)
+        if first < last:
+            found.append((first - start, last - start, ended and end <= until))
+    return found
+
+
 class Past:
     """How long sessions have lasted, by kind, and how old those are that have not ended.
 
     What has not ended counts: were it left out, a pool whose long sessions all still run would look quick.
-    The estimate is that of Kaplan and Meier (1958).  A kind of which too few are known is taken to last as
-    all sessions do.
+    The estimate is that of Kaplan and Meier (1958); for ``seen``, the spells in which somebody waited, it is
+    theirs with delayed entry (Klein and Moeschberger 2003, 4.6): a session is at risk only while it is watched.
+    A kind of which too few are known is taken to last as all sessions do, first as those that were watched.
     """
 
     def __init__(
@@ -90,37 +131,48 @@ class Past:
         lasted: Mapping[str, Sequence[float]],
         ages: Mapping[str, Sequence[float]] | None = None,
         least: int = LEAST_PAST,
+        seen: Mapping[str, Sequence[Spell]] | None = None,
     ) -> None:
         self.least = least
         self.known = sum(map(len, lasted.values()))
-        ages = ages or {}
-        self._of = {
-            kind: _masses(some, ages.get(kind, ())) for kind, some in lasted.items() if len(some) >= least
-        }
-        every = [[seconds for some in of.values() for seconds in some] for of in (lasted, ages)]
-        self._all = _masses(*every)
+        whole: dict[str, list[Spell]] = {}
+        for of, ended in ((lasted, True), (ages or {}, False)):
+            for kind, some in of.items():
+                whole.setdefault(kind, []).extend((0.0, seconds, ended) for seconds in some)
+        self._sources = [_by_kind(spells) for spells in (seen or {}, whole)]
 
     def lasting(self, age: float, kind: str) -> Lasting | None:
         """How long sessions of a kind last in all that are so old; None: too few have lasted longer."""
-        for durations, left in (self._of.get(kind, ((), ())), self._all):
-            first = bisect_right(durations, age)
-            if len(durations) - first >= self.least:
-                before = left[first - 1] if first else 1.0
-                return Lasting(durations[first:], [1 - after / before for after in left[first:]])
+        for of, every in self._sources:
+            for durations, kept in (of.get(kind, ((), ())), every):
+                first = bisect_right(durations, age)
+                if len(durations) - first >= self.least:
+                    left = accumulate(kept[first:], mul)
+                    return Lasting(durations[first:], [1 - part for part in left])
         return None
 
 
-def _masses(lasted: Sequence[float], ages: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The durations in order, and the part of all sessions that is left after each."""
-    seen = sorted([*((seconds, False) for seconds in lasted), *((seconds, True) for seconds in ages)])
-    durations, left, at_risk, part = list[float](), list[float](), len(seen), 1.0
-    for seconds, goes_on in seen:
-        if not goes_on:
-            part *= 1 - 1 / at_risk
-            durations.append(seconds)
-            left.append(part)
-        at_risk -= 1
-    return durations, left
+Masses = tuple[list[float], list[float]]
+
+
+def _by_kind(spells: Mapping[str, Sequence[Spell]]) -> tuple[dict[str, Masses], Masses]:
+    every = [spell for some in spells.values() for spell in some]
+    return {kind: _masses(some) for kind, some in spells.items()}, _masses(every)
+
+
+def _masses(spells: Sequence[Spell]) -> Masses:
+    """The ages at which sessions ended, in order, and at each the part of those watched that went on."""
+    ends, goes_on, begins = 0, 1, 2  # of like ages in this order
+    changes = [(left, ends if ended else goes_on) for _, left, ended in spells]
+    changes += [(entered, begins) for entered, _, _ in spells if entered > 0]
+    durations, kept = list[float](), list[float]()
+    at_risk = sum(entered <= 0 for entered, _, _ in spells)
+    for age, what in sorted(changes):
+        if what == ends:
+            durations.append(age)
+            kept.append(1 - 1 / at_risk)
+        at_risk += 1 if what == begins else -1
+    return durations, kept
 
 
 @dataclass(slots=True)
@@ -223,7 +275,9 @@ def _earliest(
     if not item.cells:
         return 0.0, []
     free_at = (
-        (rooms[device].free_at(cells), device) for device, cells in item.cells.items() if device in rooms
+        (at, device)
+        for device, cells in item.cells.items()
+        if device in rooms and (at := rooms[device].free_at(cells)) <= item.until.get(device, math.inf)
     )
     if item.count == 1:
         at, device = min(free_at, default=(math.inf, ""))

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from .. import placement
 from ..fairness import waits
-from ..model import Device, Kind, Lease, State, Wish
-from . import rows
+from ..model import Device, Kind, Lease, State, When, Wish
+from . import drains, rows
 from . import schema as t
 from .grants import Grants
 from .store import Transaction
@@ -60,9 +60,9 @@ class Seen:
 _pool = select(t.pool.c.inventory, t.pool.c.limits_version, t.pool.c.mode, t.pool.c.waits)
 _queued = select(t.leases).where(t.leases.c.state == State.QUEUED.value).order_by(t.leases.c.ticket)
 _held = select(t.leases).where(t.leases.c.held == 1)
-_lasted = (
-    select(t.leases.c.profile, t.leases.c.granted_at, t.leases.c.closed_at)
-    .where(t.leases.c.closed_at.is_not(None), t.leases.c.granted_at.is_not(None))
+_closed = (
+    select(t.leases.c.profile, t.leases.c.requested_at, t.leases.c.granted_at, t.leases.c.closed_at)
+    .where(t.leases.c.closed_at.is_not(None))
     .order_by(t.leases.c.closed_at.desc())
     .limit(PAST)
 )
@@ -77,11 +77,11 @@ def look(conn: Connection, now: float, grants: Grants, offers: Mapping[str, Wish
     places = {row.id: (row.wait_low, row.wait_high) for row in rows_waiting if row.wait_high is not None}
     asked = [turn for turn in line.turns(rows_waiting) if turn.allowed]
     most = PLACINGS // max(1, len(devices))
-    wanted = _Wanted(devices)
+    wanted = _Wanted(devices, {key: at - now for key, at in line.draining.items()})
     queue = [
         (turn.row.id, item)
         for turn in asked[:most]
-        if (item := wanted.of(turn.wish, turn.row.profile, rows.terms(turn.row.terms).max_age))
+        if (item := wanted.of(turn.wish, turn.row.profile, line.terms(turn.row).max_age))
     ]
     held = rows.with_slices(conn, conn.execute(_held).all())
     occupancy = _occupancy(held)
@@ -93,8 +93,8 @@ def look(conn: Connection, now: float, grants: Grants, offers: Mapping[str, Wish
     return Seen(
         queue=queue,
         running=[_running(lease, now, idle_ends) for lease in held if lease.slices],
-        devices={device.id: (device.node, device.cells) for device in devices if device.usable},
-        past=_past(conn) if queue or gpus.keys() - free else waits.Past({}),
+        devices={device.id: (device.node, device.cells) for device in wanted.devices},
+        past=_past(conn, now, held, rows_waiting) if queue or gpus.keys() - free else waits.Past({}),
         free=frozenset(free),
         offers={
             slug: item
@@ -106,31 +106,58 @@ def look(conn: Connection, now: float, grants: Grants, offers: Mapping[str, Wish
     )
 
 
-def _past(conn: Connection) -> waits.Past:
-    """How long the sessions of each profile have lasted."""
+def _past(conn: Connection, now: float, held: Sequence[Lease], queue: Sequence[Any]) -> waits.Past:
+    """How long the sessions of each profile have lasted, and what of it was seen while somebody waited."""
+    closed = conn.execute(_closed).all()
+    # Who waited before the first of them was closed is not all known.
+    since = min(row.closed_at for row in closed) if len(closed) == PAST else -math.inf
+    begun = [row for row in closed if row.granted_at is not None]
+    spans = [
+        (row.requested_at, row.closed_at if row.granted_at is None else row.granted_at) for row in closed
+    ]
+    spans += [(lease.requested_at, lease.granted_at or now) for lease in held]
+    spans += [(row.requested_at, now) for row in queue]
+    settle = max((lease.terms.warn for lease in held), default=0.0)
+    waited = waits.together((max(start, since), end) for start, end in spans if end > max(start, since))
+    demand = [(start, end) for start, end in waited if end - start > settle]  # others have nothing to watch
     lasted: dict[str, list[float]] = defaultdict(list)
-    for row in conn.execute(_lasted):
+    ages: dict[str, list[float]] = defaultdict(list)
+    seen: dict[str, list[waits.Spell]] = defaultdict(list)
+    for row in begun:
         lasted[row.profile].append(max(0.0, row.closed_at - row.granted_at))
-    return waits.Past(lasted)
+        seen[row.profile] += waits.watched(row.granted_at, row.closed_at, demand, settle)
+    for lease in held:
+        if lease.granted_at is not None:
+            ages[lease.profile].append(max(0.0, now - lease.granted_at))
+            seen[lease.profile] += waits.watched(lease.granted_at, now, demand, settle, ended=False)
+    return waits.Past(lasted, ages, seen=seen)
 
 
 class _Wanted:
-    """Which devices serve a wish, worked out once for each."""
+    """Which devices serve a wish, worked out once for each; none that is sick, lost or drained.
 
-    def __init__(self, devices: Sequence[Device]) -> None:
-        self._devices = [device for device in devices if device.usable]
+    ``draining`` are those that will be: they serve who has left them by then (seconds until that, by device).
+    """
+
+    def __init__(self, devices: Sequence[Device], draining: Mapping[str, float]) -> None:
+        self.devices = [device for device in drains.lent(devices, draining) if device.usable]
+        self._draining = draining
         self._cells: dict[Wish, dict[str, int]] = {}
 
     def of(self, wish: Wish, kind: str, max_age: float) -> waits.Wanted | None:
         """A request as the waits see it; None: no device is in service that could serve it."""
         single, empty = replace(wish, count=1), placement.Occupancy({})
         if single not in self._cells:
-            served = {device.id: placement.choose(single, [device], empty) for device in self._devices}
+            served = {device.id: placement.choose(single, [device], empty) for device in self.devices}
             self._cells[single] = {key: placed[0].cells for key, placed in served.items() if placed}
+        lasts, cells = max_age or math.inf, self._cells[single]
+        until = {key: left - lasts for key, left in self._draining.items() if key in cells}
+        if until:
+            cells = {key: size for key, size in cells.items() if until.get(key, 0.0) >= 0}
         count = wish.count if wish.kind is Kind.GPU else 1
-        if not self._cells[single] and wish.kind is not Kind.CPU:
+        if not cells and wish.kind is not Kind.CPU:
             return None
-        return waits.Wanted(self._cells[single], kind, count, max_age or math.inf)
+        return waits.Wanted(cells, kind, count, lasts, until)
 
 
 def _running(lease: Lease, now: float, idle_ends: bool) -> waits.Running:
@@ -138,12 +165,22 @@ def _running(lease: Lease, now: float, idle_ends: bool) -> waits.Running:
     ends = lease.terms.max_age - (now - began) if lease.terms.max_age else math.inf
     if lease.deadline_seconds is not None and lease.counting and idle_ends:
         ends = min(ends, lease.deadline_seconds)
+    if idle_ends and _on_call(lease):  # not warned yet: nobody has come who wants it
+        young = lease.terms.min_age - (now - (began if lease.active_at is None else lease.active_at))
+        ends = min(ends, max(lease.terms.warn, young))
     if lease.state is State.STOPPING:
         ends = 0.0
     cells: dict[str, int] = {}
     for item in lease.slices:
         cells[item.device] = cells.get(item.device, 0) + len(item.cells)
     return waits.Running(cells, max(0.0, now - began), lease.profile, max(0.0, ends))
+
+
+def _on_call(lease: Lease) -> bool:
+    """Whether it has been idle for so long that it ends as soon as somebody waits."""
+    terms = lease.terms
+    idle = terms.window > 0 and lease.idle_seconds >= terms.window and lease.grace_seconds <= 0
+    return terms.when is When.WANTED and lease.state is State.ACTIVE and idle
 
 
 def _occupancy(held: Sequence[Lease]) -> placement.Occupancy:

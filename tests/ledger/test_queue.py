@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from jupyterhub_gpupool import fairness
 from jupyterhub_gpupool.errors import GPUPoolError
 from jupyterhub_gpupool.ledger import Ledger, Policy
-from jupyterhub_gpupool.model import Limit, State, Wish
+from jupyterhub_gpupool.model import Health, Limit, State, Terms, Wish
 
 from .conftest import CPU, HALF, THIRD, WHOLE, Clock, Make, end, gpu, request_of, run
 
@@ -221,6 +222,56 @@ def test_waits_are_told_where_there_is_ground(make: Make, clock: Clock) -> None:
     ledger.drain(None, actor="admin")
     ledger.expect(offers)
     assert (ledger.snapshot().waits, ledger.snapshot().offers) == ({}, {})
+
+
+def ten_hours(ledger: Ledger, clock: Clock) -> Any:
+    """Ten sessions of an hour on the only GPU, and one more that has just begun."""
+    for _ in range(10):
+        held = run(ledger, "eve", WHOLE)
+        clock.forward(HOUR)
+        end(ledger, held)
+    return run(ledger, "eve", WHOLE)
+
+
+def test_waits_count_on_no_device_that_is_sick_lost_or_drained(make: Make, clock: Clock) -> None:
+    ledger = make(Policy(beat_age=math.inf), (gpu(0),))
+    held = ten_hours(ledger, clock)
+    (asked,) = wait(ledger, "ada")
+    ledger.expect({"profile": WHOLE})
+    assert ledger.snapshot().waits == {asked: (HOUR, HOUR)}
+    other = {"profile": (2 * HOUR, 2 * HOUR)}
+    assert ledger.snapshot().offers == other
+    ledger.drain("GPU-0", clock.now + 2 * HOUR, actor="admin")
+    for gone in (replace(gpu(1), health=Health.SICK), replace(gpu(1), health=Health.LOST), None):
+        ledger.sync_inventory([gpu(0), gone] if gone else [gpu(0)])
+        ledger.expect({"profile": WHOLE})
+        assert (ledger.snapshot().waits, ledger.snapshot().offers) == ({}, {}), gone
+    ledger.undrain("GPU-0", actor="admin")
+    ledger.sync_inventory([gpu(0), replace(gpu(1), health=Health.SICK)])
+    ledger.expect({"profile": WHOLE})
+    assert (ledger.snapshot().waits, ledger.snapshot().offers) == ({asked: (HOUR, HOUR)}, other)
+    ledger.sync_inventory([gpu(0), gpu(1)])
+    ledger.swept(0.1, "observe")
+    assert ledger.snapshot().queue == (), "it is there again, and is given"
+    end(ledger, held)
+
+
+def test_a_drain_to_come_leaves_a_device_to_who_has_left_it_by_then(make: Make, clock: Clock) -> None:
+    ledger = make(Policy(beat_age=math.inf), (gpu(0),))
+    held = ten_hours(ledger, clock)
+    (short,) = wait(ledger, "ada", terms=Terms(max_age=600.0))
+    (long,) = wait(ledger, "grace", terms=Terms(max_age=2 * HOUR))
+    ledger.drain(None, clock.now + HOUR + 600, actor="admin")
+    ledger.expect({})
+    assert ledger.snapshot().waits == {short: (HOUR, HOUR)}
+    ledger.undrain(None, actor="admin")
+    ledger.drain(None, clock.now + HOUR + 599, actor="admin")
+    ledger.expect({})
+    assert ledger.snapshot().waits == {}, "it would outlast the drain by a second"
+    ledger.undrain(None, actor="admin")
+    ledger.expect({})
+    assert ledger.snapshot().waits == {short: (HOUR, HOUR), long: (HOUR + 600, HOUR + 600)}
+    end(ledger, held)
 
 
 # --- random pools ------------------------------------------------------------------------------------

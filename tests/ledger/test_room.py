@@ -177,6 +177,19 @@ def test_modes_observe_and_warn_end_nobody(bench: Make) -> None:
 IDLE: dict[str, Any] = {"window": 30, "when": When.WANTED}
 
 
+def test_who_would_ask_now_waits_for_the_warning_of_what_is_idle(bench: Make) -> None:
+    b = bench(1)
+    b.busy = {"linus"}
+    b.ask("linus", **IDLE)
+    b.pass_time(6)
+    b.ledger.expect({"gpu": WHOLE})
+    assert b.ledger.snapshot().offers == {}, "nobody knows how long it computes"
+    b.busy = set()
+    b.pass_time(6)
+    b.ledger.expect({"gpu": WHOLE})
+    assert b.ledger.snapshot().offers == {"gpu": (60, 60)}
+
+
 def test_of_the_idle_only_whom_the_head_needs_is_taken(bench: Make) -> None:
     b = bench(3)
     b.busy = {"linus"}

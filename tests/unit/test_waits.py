@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyterhub_gpupool.fairness.waits import Past, Running, Wait, Wanted, expected_waits
+from jupyterhub_gpupool.fairness.waits import Past, Running, Wait, Wanted, expected_waits, together, watched
 
 ONE = {"g0": ("n0", 120)}
 TWO = {"g0": ("n0", 120), "g1": ("n0", 120)}
@@ -78,6 +78,43 @@ def test_the_estimate_is_that_of_kaplan_and_meier() -> None:
     assert list(lasting.chances) == pytest.approx([1 / 5, 1 - 4 / 5 * 2 / 3, 1.0])
     later = past.lasting(1.0, "p")
     assert later is not None and list(later.chances) == pytest.approx([1 / 3, 1.0])
+
+
+def test_what_is_watched_late_counts_from_then_on() -> None:
+    # At 3 two were watched, at 4 three, at 6 two: the one that was seen from 3.5 on was none of those at 3.
+    spells = [(0.0, 3.0, True), (0.0, 4.0, True), (3.5, 6.0, True), (2.0, 7.0, False)]
+    past = Past({}, least=1, seen={"p": spells})
+    lasting = past.lasting(0, "p")
+    assert lasting is not None and list(lasting.durations) == [3.0, 4.0, 6.0]
+    assert list(lasting.chances) == pytest.approx([1 - 2 / 3, 1 - 2 / 3 * 2 / 3, 1 - 2 / 3 * 2 / 3 * 1 / 2])
+
+
+def test_only_what_was_seen_while_somebody_waited_is_watched() -> None:
+    demand = together([(60.0, 80.0), (10.0, 20.0), (15.0, 40.0), (100.0, 200.0)])
+    assert demand == [(10.0, 40.0), (60.0, 80.0), (100.0, 200.0)]
+    assert watched(0.0, 150.0, demand, 5.0) == [(15, 40, False), (65, 80, False), (105, 150, True)]
+    assert watched(30.0, 80.0, demand, 5.0) == [(0, 10, False), (35, 50, True)], "it ended for who waited"
+    assert watched(30.0, 80.0, demand, 5.0, ended=False) == [(0, 10, False), (35, 50, False)]
+    assert watched(10.0, 63.0, demand, 5.0) == [(5, 30, False)], "who goes at once was idle before"
+    assert (
+        watched(41.0, 59.0, demand, 0.0) == watched(0.0, 9.0, demand, 0.0) == watched(0.0, 9.0, [], 0.0) == []
+    )
+
+
+def test_sessions_end_sooner_where_idle_ones_end_for_who_waits() -> None:
+    quiet = [1000.0 + n for n in range(40)]
+    seen = [(0.0, 100.0 + n, True) for n in range(8)]
+    (left_alone,) = expected_waits([WHOLE], [held(), held("g1")], TWO, Past({"p": quiet}))
+    (wanted,) = expected_waits([WHOLE], [held(), held("g1")], TWO, Past({"p": quiet}, seen={"p": seen}))
+    (few,) = expected_waits([WHOLE], [held(), held("g1")], TWO, Past({"p": quiet}, seen={"p": seen[:7]}))
+    assert wanted.high is not None and wanted.high < 110
+    assert few == left_alone and few.low is not None and few.low >= 1000
+
+
+def test_what_will_be_drained_serves_only_who_can_start_in_time() -> None:
+    running = [held("g0", ends_within=100), held("g1", ends_within=500)]
+    early, late = Wanted(WHOLE.cells, until={"g0": 100}), Wanted(WHOLE.cells, until={"g0": 99})
+    assert [expected_waits([item], running, TWO, NOTHING)[0].high for item in (early, late)] == [100, 500]
 
 
 def test_a_kind_with_too_few_lasts_as_all_do() -> None:
