@@ -188,8 +188,7 @@ class Slice:
     device: str
     kind: Kind
     cells: tuple[int, ...]
-    of: int
-    """Cells that the device has in all."""
+    of: int  # cells that the device has in all
     memory_mib: int
     compute: int
     instance: str = ""
@@ -254,8 +253,7 @@ class Request:
     wish: Wish
     terms: Terms
     groups: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The choice in its canonical form; "last choice" of the form comes from here."""
+    options: Mapping[str, Any] = field(default_factory=dict)  # the choice as it is kept, for the next form
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,8 +366,7 @@ class Session:
     server: str
     profile: str
     cells: Mapping[str, tuple[int, ...]]  # by device, as its marker names them
-    owner: str = ""
-    """The hub's id of the person and when it was given out, as :meth:`Owner.mark` writes them."""
+    owner: str = ""  # the hub's id of the person and when it was given out, see :meth:`Owner.mark`
     runtime: Mapping[str, Any] = field(default_factory=dict)
     url: str = ""
     processes: tuple[Process, ...] | None = ()  # None: unknown

@@ -17,7 +17,7 @@ from .. import fairness, placement
 from ..conditions import Condition
 from ..errors import Unavailable
 from ..model import NEW, Device, Lease, Request, Sample, Session, State
-from . import checks, handing, hubs, observations, rows, transitions, troubles
+from . import checks, handing, hubs, inventory, observations, rows, transitions, troubles
 from . import schema as t
 from .admin import Admin
 from .checks import Check
@@ -292,9 +292,9 @@ class Ledger(Reader, Admin, Deliveries, Endings):
             observations.resign(tx, holder)
 
     def sync_inventory(self, found: Sequence[Device]) -> bool:
-        """See :func:`observations.sync_inventory`."""
+        """See :func:`inventory.sync_inventory`."""
         with self.store.write() as tx:
-            return observations.sync_inventory(tx, found, self.policy.suspect_for)
+            return inventory.sync_inventory(tx, found, self.policy.suspect_for)
 
     def record(
         self,
@@ -304,7 +304,7 @@ class Ledger(Reader, Admin, Deliveries, Endings):
     ) -> dict[str, int]:
         """See :func:`observations.record`."""
         with self.store.write() as tx:
-            observations.read_devices(tx, readings or {}, conditions or {})
+            inventory.read_devices(tx, readings or {}, conditions or {})
             return observations.record(tx, observed)
 
     def swept(self, seconds: float, mode: str) -> None:

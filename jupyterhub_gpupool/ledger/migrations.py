@@ -70,6 +70,17 @@ def to_2(conn: Connection) -> None:
         conn.exec_driver_sql(statement)
 
 
+SIGNALS_AND_RUNGS = (
+    "ALTER TABLE leases ADD COLUMN idle_samples INTEGER DEFAULT '0' NOT NULL",
+    "ALTER TABLE leases ADD COLUMN low_samples INTEGER DEFAULT '0' NOT NULL",
+    "ALTER TABLE leases ADD COLUMN signal VARCHAR(16) DEFAULT '' NOT NULL",
+    "ALTER TABLE devices ADD COLUMN examined INTEGER DEFAULT '0' NOT NULL",
+    "ALTER TABLE devices ADD COLUMN unclean TEXT DEFAULT '' NOT NULL",
+    "ALTER TABLE leases ADD COLUMN gone_at FLOAT",
+    "ALTER TABLE leases ADD COLUMN trouble TEXT DEFAULT '' NOT NULL",
+    "ALTER TABLE leases ADD COLUMN rung VARCHAR(32) DEFAULT '' NOT NULL",
+    "ALTER TABLE leases ADD COLUMN over_seconds FLOAT",
+)
 WHERE_AND_HOW_WARM = tuple(
     f"ALTER TABLE devices ADD COLUMN {column}"
     for column in (
@@ -136,15 +147,7 @@ def to_3(conn: Connection) -> None:
         )""",
         # A warning that was given before knows nothing of a delivery: it is given again, in full.
         "UPDATE leases SET deadline_seconds = NULL, warned_at = NULL, warned_for = '' WHERE state = 'active'",
-        "ALTER TABLE leases ADD COLUMN idle_samples INTEGER DEFAULT '0' NOT NULL",
-        "ALTER TABLE leases ADD COLUMN low_samples INTEGER DEFAULT '0' NOT NULL",
-        "ALTER TABLE leases ADD COLUMN signal VARCHAR(16) DEFAULT '' NOT NULL",
-        "ALTER TABLE devices ADD COLUMN examined INTEGER DEFAULT '0' NOT NULL",
-        "ALTER TABLE devices ADD COLUMN unclean TEXT DEFAULT '' NOT NULL",
-        "ALTER TABLE leases ADD COLUMN gone_at FLOAT",
-        "ALTER TABLE leases ADD COLUMN trouble TEXT DEFAULT '' NOT NULL",
-        "ALTER TABLE leases ADD COLUMN rung VARCHAR(32) DEFAULT '' NOT NULL",
-        "ALTER TABLE leases ADD COLUMN over_seconds FLOAT",
+        *SIGNALS_AND_RUNGS,
         *WHERE_AND_HOW_WARM,
         "ALTER TABLE devices ADD COLUMN forgotten INTEGER DEFAULT '0' NOT NULL",
     ):

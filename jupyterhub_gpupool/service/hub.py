@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
@@ -29,6 +29,14 @@ class Server:
     """Where people find it: its path, or an address that ends with it."""
     last_activity: float | None = None
     """Seconds since 1970."""
+
+
+class HubClient(Protocol):
+    """What a sweep asks of the hub."""
+
+    async def server(self, user: str, name: str) -> Server | None: ...
+
+    async def stop(self, user: str, name: str) -> None: ...
 
 
 class Hub:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,6 +21,22 @@ OLD = 60.0
 
 _ANYBODY = shapes.Person(None)
 _DEVICE = ["device", "node", "model"]
+
+
+class Counters(Protocol):
+    """What a sweep counts."""
+
+    def verdict(self, decision: str) -> None: ...
+
+    def reclaim(self, reason: str) -> None: ...
+
+    def swept(self, seconds: float) -> None: ...
+
+    def waited(self, seconds: float) -> None: ...
+
+    def gpu_seconds(self, group: str, state: str, seconds: float) -> None: ...
+
+    def measured(self, conditions: Mapping[str, Condition]) -> None: ...
 
 
 class Metrics:

@@ -13,10 +13,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from .. import faults, idleness, watchdog
-from ..conditions import Condition
 from ..devices import Inventory, Readings, Telemetry
 from ..errors import GPUPoolError, LeaseConflict, Unavailable
 from ..fairness import Victim
@@ -28,37 +27,14 @@ from ..signals import Work
 from .before import Before
 from .calls import calls_on, note_on
 from .handover import HandOver
-from .hub import Server
+from .hub import HubClient
+from .metrics import Counters
 from .modes import in_mode
 from .probing import Prober
 from .reach import Reach
 from .tidy import Tidy
 
 T = TypeVar("T")
-
-
-class HubClient(Protocol):
-    """What a sweep asks of the hub."""
-
-    async def server(self, user: str, name: str) -> Server | None: ...
-
-    async def stop(self, user: str, name: str) -> None: ...
-
-
-class Counters(Protocol):
-    """What a sweep counts."""
-
-    def verdict(self, decision: str) -> None: ...
-
-    def reclaim(self, reason: str) -> None: ...
-
-    def swept(self, seconds: float) -> None: ...
-
-    def waited(self, seconds: float) -> None: ...
-
-    def gpu_seconds(self, group: str, state: str, seconds: float) -> None: ...
-
-    def measured(self, conditions: Mapping[str, Condition]) -> None: ...
 
 
 @dataclass(slots=True)
