@@ -50,8 +50,6 @@ async def test_a_warning_waits_for_its_delivery_and_says_so(site: Web) -> None:
     )  # fmt: skip
     assert warning["extendable"] and warning["stops"] and "memory" in warning["lost"] and warning["kept"]
     assert site.ledger.lease(lease.id) == lease, "reading the list is no delivery"
-    await site.ask("GET", "", "ada")
-    assert site.ledger.lease(lease.id) == lease, "nor is a page that a program fetches"
     code, shape = await site.json("POST", f"api/leases/{lease.id}/seen", "ada", body=seen(lease))
     assert (code, shape["warning"]["delivered_by"]) == (200, "jupyterlab")
     assert 20 < shape["warning"]["deadline_seconds"] <= 25 == shape["deadline_seconds"]
@@ -71,24 +69,52 @@ async def test_no_time_runs_out_where_nothing_is_stopped(site: Web) -> None:
     assert (shape["warning"]["stops"], shape["time_left_seconds"]) == (False, None)
 
 
-async def test_the_page_delivers_its_own_readers_warnings_and_no_others(site: Web) -> None:
+PICTURE = re.compile(r'<noscript>.*?<img src="([^"]+)".*?</noscript>', re.DOTALL)
+SHOWN = {"Sec_Fetch_Dest": "image", "Sec_Fetch_Mode": "no-cors", "Sec_Fetch_Site": "same-origin"}
+
+
+async def test_a_page_delivers_nothing_before_somebody_can_see_it(site: Web) -> None:
     mine, other = warned(site), warned(site, "bob")
-    page = (await site.browser("root"))[2]
-    assert "the countdown starts when its owner is told" in page
-    assert site.ledger.lease(mine.id) == mine and site.ledger.lease(other.id) == other
-    for dest in ("iframe", "image", "empty"):
-        aside = await site.ask("GET", "", Cookie=site.cookie("ada"), Sec_Fetch_Dest=dest)
-        assert aside.code == 200 and site.ledger.lease(mine.id) == mine, f"nobody sees it as {dest}"
-    ahead = await site.ask("GET", "", Cookie=site.cookie("ada"), Sec_Purpose="prefetch")
-    assert ahead.code == 200 and site.ledger.lease(mine.id) == mine, "the browser's own idea"
-    page = (await site.browser("ada"))[2].partition("<template")[0]
-    assert re.search(r"<strong[^>]*>25 s</strong>", page) and EVIL not in page and EVIL in unescape(page)
+    for user, path, theirs in (("ada", "", mine), ("bob", f"leases/{other.id}", other)):
+        answer = await site.ask("GET", path, Cookie=site.cookie(user))
+        page = answer.body.decode().partition("<template")[0]
+        assert "the countdown starts when its owner is told" in page
+        assert EVIL not in page and EVIL in unescape(page)
+        assert site.ledger.lease(mine.id) == mine and site.ledger.lease(other.id) == other
+        assert len(PICTURE.findall(page)) == 1 and theirs.id in PICTURE.findall(page)[0]
+    for path in ("", f"leases/{mine.id}"):
+        page = (await site.ask("GET", path, Cookie=site.cookie("root"))).body.decode()
+        assert not PICTURE.search(page), "an admin is not the person"
+
+
+@pytest.mark.parametrize("path", ["", "leases/{}"])
+async def test_a_page_without_javascript_delivers_by_a_picture(site: Web, path: str) -> None:
+    mine, other = warned(site), warned(site, "bob")
+    sent = {"Cookie": site.cookie("ada")}
+    page = (await site.ask("GET", path.format(mine.id), **sent)).body.decode()
+    (picture,) = PICTURE.findall(page)
+    address = unescape(picture).removeprefix(PREFIX)
+    for aside in (
+        {"Sec_Purpose": "prefetch;prerender"}, {"Purpose": "prefetch"}, {"X_Moz": "prefetch"},
+        {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}, {"Sec_Fetch_Dest": "empty"},
+        {"Sec_Fetch_Dest": "document", "Sec_Fetch_Mode": "navigate"},
+    ):  # fmt: skip
+        answer = await site.ask("GET", address, **sent, **{**SHOWN, **aside})
+        assert answer.code == 403 and site.ledger.lease(mine.id) == mine, aside
+    await site.refused(403, "GET", address, "ada")
+    await site.refused(404, "GET", address, Cookie=site.cookie("bob"), **SHOWN)
+    await site.refused(404, "GET", address, Cookie=site.cookie("root"), **SHOWN)
+    await site.refused(409, "GET", address[:-1], **sent, **SHOWN)
+    await site.refused(403, "GET", address, **SHOWN)
+    assert site.ledger.lease(mine.id) == mine
+    answer = await site.ask("GET", address, **sent, **SHOWN)
+    assert (answer.code, answer.headers["Content-Type"], answer.body[:6]) == (200, "image/gif", b"GIF89a")
     told = site.ledger.lease(mine.id)
     assert told is not None and told.delivered_by == "page" and site.ledger.lease(other.id) == other
-    answer = await site.ask("GET", f"leases/{other.id}", Cookie=site.cookie("bob"))
-    assert b"25 s" in answer.body and EVIL.encode() not in answer.body
-    told = site.ledger.lease(other.id)
-    assert told is not None and told.delivered_by == "page"
+    page = (await site.ask("GET", path.format(mine.id), **sent)).body.decode().partition("<template")[0]
+    assert re.search(r"<strong[^>]*>25 s</strong>", page) and not PICTURE.search(page)
+    assert (await site.ask("GET", address, **sent)).code == 200, "once more, by an older browser"
+    assert site.counted == [("page", "delivered")]
 
 
 @pytest.mark.parametrize(
