@@ -163,7 +163,8 @@ class GPUPoolNotices(LoggingConfigurable):
 
     public_url = Unicode(
         help="""Address of the hub as people open it, for the links in notices. Empty: the hub's own
-        ``JupyterHub.public_url``, and no links without that. Example: ``"https://hub.lab.example"``.""",
+        ``JupyterHub.public_url``, and no links without that. With ``JupyterHub.subdomain_host`` the service has a
+        host of its own, which the hub tells it, and this is not needed. Example: ``"https://hub.lab.example"``.""",
     ).tag(config=True)
 
     @default("events")
@@ -310,9 +311,10 @@ class GPUPoolNotices(LoggingConfigurable):
             for event, channels in self.events.items()
         }
         counted = (MAIL, WEBHOOK) if own or self.webhook_counts else (MAIL,)
-        choices = {
-            "mandatory": tuple(self.mandatory),
-            "started_after": self.started_after,
-            "counted": counted,
-        }
-        return Rules(events=events, **choices | more)
+        return Rules(
+            events=events,
+            mandatory=tuple(self.mandatory),
+            started_after=self.started_after,
+            counted=counted,
+            **more,
+        )

@@ -26,14 +26,16 @@ class Session(API):
 
     def turn_away(self) -> None:
         """Lead through the login, but for a request that would not be known afterwards either."""
-        if self.request.headers.get("Sec-Fetch-Mode", "no-cors") not in ("no-cors", "navigate"):
+        if self.request.headers.get("Sec-Fetch-Mode", "no-cors") not in ("no-cors", "navigate") or not _ours(
+            self
+        ):
             super().turn_away()
         self.redirect(self.get_login_url())
 
     @signed_in
     async def get(self) -> None:
         self.query()
-        if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        if not _ours(self):
             message = "Only a page of this hub may ask for this."
             raise Rejected(message, reason="not-same-origin", status=403)
         snapshot = await self.feed.fresh()
@@ -134,6 +136,11 @@ def routes(base: str, api: str) -> list[tuple[Any, ...]]:
         (f"{api}leases/{LEASE}/seen", Seen),
         (f"{api}leases/{LEASE}/saved", Saved),
     ]
+
+
+def _ours(handler: API) -> bool:
+    """Whether a page of this very origin asks, or nobody's: not one of a person's session on a host of its own."""
+    return handler.request.headers.get("Sec-Fetch-Site", "same-origin") in ("same-origin", "none")
 
 
 def _bad(message: str) -> Rejected:

@@ -9,12 +9,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from jupyterhub.services.auth import HubOAuth
 from traitlets.config import Config
 
 from jupyterhub_gpupool.ledger import Observation
 from jupyterhub_gpupool.model import Decision, Lease, Sample, Verdict
 from jupyterhub_gpupool.notices import Choice
 from jupyterhub_gpupool.notices.settings import GPUPoolNotices
+from jupyterhub_gpupool.service.app import public_link
 
 from .test_service_web import EVIL, PREFIX, Web, a_hub, a_site
 
@@ -181,6 +183,63 @@ async def test_a_front_end_logs_in_with_one_request(site: Web) -> None:
         "GET", "api/session", Sec_Fetch_Mode="no-cors", Sec_Fetch_Site="same-origin", **headers
     )
     assert json.loads(again.body)["xsrf"] == shape["xsrf"]
+
+
+async def test_with_a_domain_for_each_user_pages_work_and_no_other_origin_may_read(site: Web) -> None:
+    """The session of a person is another origin there: its extension gets nothing, and is silent."""
+    HubOAuth.instance().hub_host = "https://hub.example"
+    lease = site.active("ada")
+    answer = await site.ask("GET", "")
+    assert answer.headers["Location"].startswith("https://hub.example/hub/api/oauth2/authorize?")
+    answer = await site.ask("GET", "", Cookie=site.cookie("ada"))
+    page = answer.body.decode()
+    assert 'data-hub="https://hub.example/hub/"' in page and f'data-prefix="{PREFIX}"' in page
+    assert 'href="https://hub.example/hub/spawn/ada/"' in page and f'src="{PREFIX}static/gpupool.js' in page
+    policy = answer.headers["Content-Security-Policy"]
+    for part in ("style-src 'self' https://hub.example;", "default-src 'self';", "form-action 'self';"):
+        assert part in policy
+    assert "connect-src" not in policy and "script-src" not in policy, "both are 'self'"
+    session = {
+        "Origin": "https://ada.hub.example",
+        "Sec_Fetch_Site": "same-site",
+        "Cookie": site.cookie("ada"),
+    }
+    for method, path, mode in (
+        ("GET", "api/session", "no-cors"), ("GET", "api/leases", "cors"), ("OPTIONS", "api/leases", "cors"),
+        ("POST", f"api/leases/{lease.id}/extend", "cors"), ("DELETE", f"api/leases/{lease.id}", "cors"),
+    ):  # fmt: skip
+        answer = await site.ask(method, path, Sec_Fetch_Mode=mode, **session)
+        assert answer.code in (403, 405), (path, answer.body)
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+    assert site.ledger.lease(lease.id) == lease
+    site.ledger.begin_stop(lease.id, actor="service", reason="idle")
+    site.ledger.close(lease.id, actor="service")
+    _, shape = await site.json("GET", f"api/leases/{lease.id}", "ada")
+    assert shape["again"] == "https://hub.example/hub/spawn/ada?opt-profile=quarter"
+
+
+@pytest.mark.parametrize(
+    ("configured", "said", "link"),
+    [
+        ("", {}, ""),
+        ("https://a.example", {}, "https://a.example/services/gpupool/"),
+        ("https://a.example/hub/", {"URL": "https://b.example/x/"}, "https://a.example/services/gpupool/"),
+        ("", {"HUB_URL": "https://a.example/hub/"}, "https://a.example/services/gpupool/"),
+        ("", {"URL": "https://a.example/services/gpupool/"}, "https://a.example/services/gpupool/"),
+        (
+            "https://a.example",
+            {"URL": "https://gpupool.a.example/services/gpupool/", "HOST": "https://a.example"},
+            "https://gpupool.a.example/services/gpupool/",
+        ),
+    ],
+)
+def test_the_links_in_notices_lead_to_the_service(configured: str, said: dict[str, str], link: str) -> None:
+    names = {
+        "URL": "JUPYTERHUB_PUBLIC_URL",
+        "HUB_URL": "JUPYTERHUB_PUBLIC_HUB_URL",
+        "HOST": "JUPYTERHUB_HOST",
+    }
+    assert public_link(configured, {names[name]: value for name, value in said.items()}) == link
 
 
 @pytest.mark.parametrize("where", ["cross-site", "same-site"])
