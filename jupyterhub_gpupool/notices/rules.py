@@ -44,7 +44,7 @@ DUE, RUNNING, FAILED = "due", "running", "failed"
 SCRIPT_ENDS = {
     DUE: "if you have one, it was not run: the session ended before",
     RUNNING: "its end is not known: the service ended while it ran",
-    FAILED: "it could not be run",
+    FAILED: "it has not run to its end",
     "timeout": "it took too long and was ended",
 }
 """What is told of a script without an exit status once its session is over."""

@@ -119,7 +119,7 @@ def test_a_message_that_is_no_delivery_does_not_say_that_it_begins_the_countdown
         ({"state": "timeout", "status": None}, "it took too long and was ended"),
         ({"state": "running", "status": None}, "its end is not known"),
         ({"state": "due", "status": None}, "if you have one, it was not run"),
-        ({"state": "failed", "status": None}, "it could not be run"),
+        ({"state": "failed", "status": None}, "it has not run to its end"),
     ],
 )
 def test_the_end_says_what_became_of_the_script(script: dict[str, Any], said: str) -> None:
