@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email
 import json
 import threading
@@ -78,6 +79,9 @@ class Hook:
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.status = 200
+        self.answer = b""
+        self.length: int | None = None  # that the answer says to have
+        self.paths: list[str] = []
         self.hangs = threading.Event()
         self.asked = 0
         self.url = ""
@@ -92,6 +96,7 @@ def webhook() -> Iterator[Hook]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             hook.asked += 1
+            hook.paths.append(self.path)
             body = self.rfile.read(int(self.headers["Content-Length"]))
             while hook.hangs.is_set() and not over.wait(0.02):
                 pass
@@ -100,8 +105,14 @@ def webhook() -> Iterator[Hook]:
             self.send_response(hook.status)
             if hook.status == 302:
                 self.send_header("Location", f"{hook.url}elsewhere")
-            self.send_header("Content-Length", "0")
+            length = len(hook.answer) if hook.length is None else hook.length
+            self.send_header("Content-Length", str(length))
             self.end_headers()
+            with contextlib.suppress(OSError):  # who has read enough goes
+                self.wfile.write(hook.answer)
+                if length > len(hook.answer):
+                    self.wfile.flush()
+                    over.wait(20)
 
         def log_message(self, *args: object) -> None:
             """Say nothing."""

@@ -25,6 +25,7 @@ from ..devices.prometheus import PrometheusTelemetry
 from ..devices.simulated import SimulatedDevices
 from ..errors import Unavailable
 from ..ledger import OTHER_HUB, HubRow, file_of, url_of
+from ..notices import functions
 from ..notices.settings import ENVIRONMENT as SECRETS
 from ..notices.settings import GPUPoolNotices
 from ..pool import GPUPool
@@ -175,7 +176,11 @@ def _hub(c: Config, spawner: type[GPUPoolMixin]) -> None:
 
 
 def _service(c: Config, state: Path) -> None:
-    handed = {name: plain(c[name], owner) for name, owner in SECTIONS.items() if name in c}
+    handed = {
+        name: {key: functions.name_of(v) if callable(v) else v for key, v in plain(c[name], owner).items()}
+        for name, owner in SECTIONS.items()
+        if name in c
+    }
     path = state / "service.json"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
         json.dump(handed, file)

@@ -17,7 +17,7 @@ from .. import fairness, placement
 from ..conditions import Condition
 from ..errors import Unavailable
 from ..model import NEW, Device, Lease, Request, Sample, Session, State
-from . import checks, handing, hubs, inventory, observations, rows, transitions, troubles
+from . import checks, endings, handing, hubs, inventory, observations, rows, transitions, troubles
 from . import schema as t
 from .admin import Admin
 from .checks import Check
@@ -195,10 +195,13 @@ class Ledger(Reader, Admin, Deliveries, Endings):
             self._serve(tx)
             return self._told(tx, lease, row.state)
 
-    def begin_stop(self, lease: str, *, actor: str, reason: str, judged: int | None = None) -> Lease:
+    def begin_stop(
+        self, lease: str, *, actor: str, reason: str, judged: int | None = None, script: bool = False
+    ) -> Lease:
         """STARTING or ACTIVE → STOPPING; the slices stay held.  A lease that is STOPPING stays as it is.
 
         ``judged`` is the version a reclaim was decided on: LeaseConflict if the lease has changed since.
+        ``script``: its owner's script is due before the session ends, whoever is there to run it.
         """
         with self.store.write() as tx:
             row = row_of(tx, lease)
@@ -206,6 +209,8 @@ class Ledger(Reader, Admin, Deliveries, Endings):
                 return transitions.reread(tx, lease)
             expect(row, State.STARTING, State.ACTIVE, version=judged)
             move(tx, row, State.STOPPING, actor=actor, action="stop", reason=reason, stopped_by=actor)
+            if script:
+                endings.intend_script(tx, lease)
             self._serve(tx)  # a failed start leaves room for another launch
             return self._told(tx, lease, row.state)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import Float, and_, bindparam, delete, func, insert, or_, select, update
 
 from ..errors import Rejected
 from ..model import State
@@ -29,7 +29,7 @@ WAITING, DELIVERED, FAILED, DROPPED = "waiting", "delivered", "failed", "dropped
 """States of a delivery: dropped is what there is no more reason to tell."""
 
 AT_ONCE = 200
-"""Events that are read in one transaction."""
+"""Events that are read, and notices that are looked at, in one transaction."""
 
 OVER = "This warning is no longer in force."
 
@@ -97,28 +97,37 @@ class Deliveries(Base):
             return made
 
     def due(self, channel: str, count: int, pause: Callable[[int], float], per_hour: int) -> list[Delivery]:
-        """Take notices of a channel that are to be tried now, and mark each as tried.
+        """Take up to ``count`` notices of a channel that are to be tried now, and mark each as tried.
 
-        Each is due again after ``pause(tries)`` seconds, whatever becomes of this process.  Warnings that are
-        no longer in force are dropped; nobody gets more than ``per_hour`` an hour (0: no bound), the rest waits.
+        Each is due again after ``pause(tries)`` seconds, at most an hour, whatever becomes of this process.
+        Warnings that are no longer in force are dropped; nobody gets more than ``per_hour`` an hour (0: no
+        bound), the rest waits.  What is dropped or waits takes the place of no other.
         """
-        with self.store.read() as (conn, now):
-            if conn.execute(_next, {"of_channel": channel, "until": now}).first() is None:
-                return []
-        with self.store.write() as tx:
-            query = _due.limit(count)
-            return [
-                taken
-                for row in tx.run(query, {"of_channel": channel, "until": tx.now}).all()
-                if (taken := _take(tx, row, pause, per_hour)) is not None
-            ]
+        taken: list[Delivery] = []
+        looked = AT_ONCE
+        while looked == AT_ONCE and not taken:
+            with self.store.read() as (conn, now):
+                if conn.execute(_next.limit(1), {"of_channel": channel, "now": now}).first() is None:
+                    break
+            with self.store.write() as tx:
+                keys = tx.run(_next.limit(AT_ONCE), {"of_channel": channel, "now": tx.now}).scalars().all()
+                looked = len(keys)
+                for key in keys:
+                    item = _take(tx, tx.run(_one, {"key": key}).one(), pause, per_hour)
+                    taken += [item] if item is not None else []
+                    if len(taken) == count:
+                        break
+        return taken
 
-    def told(self, delivery: str, actor: str = "service") -> None:
-        """Write that a notice was taken by its receiver; a warning counts as delivered with it."""
+    def told(self, delivery: str, actor: str = "service", *, counts: bool = True) -> None:
+        """Write that a notice was taken by its receiver.
+
+        A warning counts as delivered with it, unless not ``counts``: then nobody knows whether its person saw it.
+        """
         with self.store.write() as tx:
             row = tx.run(_one, {"key": delivery}).one()
             _finish(tx, row.id, DELIVERED)
-            if not row.warning:
+            if not row.warning or not counts:
                 return
             lease = row_of(tx, row.lease)
             if lease.warning == row.warning and lease.deadline_seconds is not None:
@@ -178,25 +187,43 @@ class Deliveries(Base):
             note(tx, user, "choose", f"notices {unwanted}", user=user)
 
 
-_one = select(t.deliveries).where(t.deliveries.c.id == bindparam("key"))
-_of_lease = (
-    select(t.deliveries)
-    .where(t.deliveries.c.lease == bindparam("key"))
-    .order_by(t.deliveries.c.at, t.deliveries.c.id)
+HOUR = 3600.0
+"""Seconds: the span in which notices to one person are counted, and the longest that one may have to wait."""
+
+_named = select(t.deliveries, t.owners.c.name).outerjoin(t.owners, t.owners.c.id == t.deliveries.c.owner)
+_one = _named.where(t.deliveries.c.id == bindparam("key"))
+_of_lease = _named.where(t.deliveries.c.lease == bindparam("key")).order_by(
+    t.deliveries.c.at, t.deliveries.c.id
 )
-_due = (
-    select(t.deliveries)
+_now = bindparam("now", type_=Float)
+_next = (
+    select(t.deliveries.c.id)
     .where(
         t.deliveries.c.state == WAITING,
         t.deliveries.c.channel == bindparam("of_channel"),
-        t.deliveries.c.due_at <= bindparam("until"),
+        or_(
+            t.deliveries.c.due_at <= _now,
+            # The others only because the clock was set back: no pause goes that far, and nothing new has to wait.
+            t.deliveries.c.due_at > _now + HOUR,
+            t.deliveries.c.tried_at > _now,
+            and_(t.deliveries.c.tries == 0, t.deliveries.c.error == ""),
+        ),
     )
     .order_by(t.deliveries.c.due_at, t.deliveries.c.id)
 )
-_next = _due.with_only_columns(t.deliveries.c.id).limit(1)
+_recent = (
+    select(t.deliveries.c.tried_at)
+    .where(
+        t.deliveries.c.owner.is_not_distinct_from(bindparam("of_owner")),
+        t.deliveries.c.channel == bindparam("of_channel"),
+        t.deliveries.c.tried_at > _now - HOUR,
+        t.deliveries.c.tried_at <= _now,
+    )
+    .order_by(t.deliveries.c.tried_at)
+)
+_owner_of = select(t.leases.c.owner).where(t.leases.c.id == bindparam("key"))
 _set = update(t.deliveries).where(t.deliveries.c.id == bindparam("key"))
 _chosen = select(t.choices).where(t.choices.c.owner == bindparam("key"))
-HOUR = 3600.0
 
 
 def _occasion(tx: Transaction, event: Event) -> Occasion:
@@ -251,17 +278,14 @@ def _queue(tx: Transaction, notice: Notice, most: int) -> int:
     )
     if notice.lease is not None and tx.run(select(t.deliveries.c.id).where(*here)).first() is not None:
         return 0
-    if (
-        notice.once_in
-        and tx.run(
-            select(t.deliveries.c.id).where(
-                t.deliveries.c.event == notice.event,
-                t.deliveries.c.channel == notice.channel,
-                t.deliveries.c.person == notice.user,
-                t.deliveries.c.at > tx.now - notice.once_in,
-            )
-        ).first()
-    ):
+    lately = (
+        t.deliveries.c.event == notice.event,
+        t.deliveries.c.channel == notice.channel,
+        t.deliveries.c.owner.is_not_distinct_from(_owner(tx, notice.lease)),
+        t.deliveries.c.at > tx.now - notice.once_in,
+        t.deliveries.c.at <= tx.now,  # else it is not known when: the clock was set back
+    )
+    if notice.once_in and tx.run(select(t.deliveries.c.id).where(*lately)).first() is not None:
         return 0
     waiting = tx.run(
         select(func.count()).select_from(t.deliveries).where(t.deliveries.c.state == WAITING)
@@ -278,7 +302,7 @@ def _insert(tx: Transaction, notice: Notice, state: str, **columns: Any) -> None
     tx.run(
         insert(t.deliveries).values(
             id=uuid.uuid4().hex, event=notice.event, channel=notice.channel, lease=notice.lease,
-            warning=notice.warning, person=notice.user, state=state,
+            warning=notice.warning, owner=_owner(tx, notice.lease), state=state,
             notice=rows.dump({"subject": notice.subject, "text": notice.text, "facts": dict(notice.facts)}),
             **values,
         )
@@ -292,19 +316,12 @@ def _take(tx: Transaction, row: Any, pause: Callable[[int], float], per_hour: in
         if lease.state != State.ACTIVE or lease.warning != row.warning or lease.deadline_seconds is None:
             _finish(tx, row.id, DROPPED, OVER)
             return None
-    if row.lease is not None and views.owner_of(tx.conn, row.lease) != row.person:
+    if row.owner is not None and row.name is None:
         _finish(tx, row.id, DROPPED, "The person has left the hub.")
         return None
     if per_hour and row.tries == 0:
-        recent = tx.run(
-            select(t.deliveries.c.tried_at)
-            .where(
-                t.deliveries.c.person == row.person,
-                t.deliveries.c.channel == row.channel,
-                t.deliveries.c.tried_at > tx.now - HOUR,
-            )
-            .order_by(t.deliveries.c.tried_at)
-        ).scalars().all()  # fmt: skip
+        of = {"of_owner": row.owner, "of_channel": row.channel, "now": tx.now}
+        recent = tx.run(_recent, of).scalars().all()
         if len(recent) >= per_hour:
             later = recent[len(recent) - per_hour] + HOUR
             tx.run(_set, {"key": row.id, "due_at": later, "error": f"waits: at most {per_hour} in an hour"})
@@ -319,22 +336,27 @@ def _finish(tx: Transaction, delivery: str, state: str, error: str = "") -> None
 
 
 def _delivery(row: Any, **changes: Any) -> Delivery:
-    said = rows.load(row.notice)
+    """A row under the present name of its person, who may have been renamed since it was queued."""
+    said, user = rows.load(row.notice), row.name or ""
+    facts = said["facts"] | ({"user": user} if "user" in said["facts"] else {})
     names = ("id", "event", "channel", "lease", "warning", "state", "tries", "at", "done_at", "error")
     notice = Notice(
-        event=row.event, channel=row.channel, lease=row.lease, warning=row.warning, user=row.person,
-        subject=said["subject"], text=said["text"], facts=said["facts"],
+        event=row.event, channel=row.channel, lease=row.lease, warning=row.warning, user=user,
+        subject=said["subject"], text=said["text"], facts=facts,
     )  # fmt: skip
     values = {name: getattr(row, name) for name in names}
-    return Delivery(**values | {"user": row.person, "notice": notice} | changes)
+    return Delivery(**values | {"user": user, "notice": notice} | changes)
+
+
+def _owner(tx: Transaction, lease: str | None) -> str | None:
+    """Whom the notices of a lease are for, by the ledger's own key: names are changed, and given out again."""
+    return None if lease is None else str(tx.run(_owner_of, {"key": lease}).scalar_one())
 
 
 def _choice_of(tx: Transaction, lease: str | None) -> Choice:
-    """What the owner of a lease has chosen; by the ledger's own key, as names are given out again."""
-    if lease is None:
-        return Choice()
-    owner = tx.run(select(t.leases.c.owner).where(t.leases.c.id == lease)).scalar_one()
-    return _choice(tx.run(_chosen, {"key": owner}).one_or_none())
+    """What the owner of a lease has chosen."""
+    owner = _owner(tx, lease)
+    return Choice() if owner is None else _choice(tx.run(_chosen, {"key": owner}).one_or_none())
 
 
 def _choice(row: Any) -> Choice:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from ..errors import Rejected
 from ..model import State
+from ..notices import DUE
 from . import rows
 from . import schema as t
 from .base import Base
@@ -31,7 +32,7 @@ class Ending:
     saved: Mapping[str, Any] = field(default_factory=dict)
     """``at``, ``documents``, ``failed``: as the pages of its owner have said."""
     script: Mapping[str, Any] = field(default_factory=dict)
-    """``at``, ``state`` (running, done, timeout, failed), ``status``, ``tail``: the owner's own script."""
+    """``at``, ``state`` (due, running, done, timeout, failed), ``status``, ``tail``: the owner's own script."""
 
 
 class Endings(Base):
@@ -55,9 +56,9 @@ class Endings(Base):
             _set_ending(tx, lease, saved={"at": tx.now, "documents": done, "failed": lost})
 
     def begin_script(self, lease: str) -> bool:
-        """Write that the owner's script is about to run; False when it was begun before."""
+        """Write that the owner's script is about to run; False when it is not due: never, or begun before."""
         with self.store.write() as tx:
-            if read(tx.conn, lease).script:
+            if read(tx.conn, lease).script.get("state") != DUE or row_of(tx, lease).state != State.STOPPING:
                 return False
             _set_ending(tx, lease, script={"at": tx.now, "state": "running", "status": None, "tail": ""})
             return True
@@ -79,6 +80,11 @@ class Endings(Base):
         """What was done for a session before its end."""
         with self.store.read() as (conn, _):
             return read(conn, lease)
+
+
+def intend_script(tx: Transaction, lease: str) -> None:
+    """Write that the owner's script is to run before the end; in the transaction that begins this end."""
+    _set_ending(tx, lease, script={"at": tx.now, "state": DUE, "status": None, "tail": ""})
 
 
 _ending = select(t.endings).where(t.endings.c.lease == bindparam("key"))

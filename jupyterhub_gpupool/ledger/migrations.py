@@ -115,7 +115,7 @@ def to_3(conn: Connection) -> None:
             channel VARCHAR(16) NOT NULL,
             lease VARCHAR(32),
             warning VARCHAR(32) NOT NULL,
-            person VARCHAR(255) NOT NULL,
+            owner VARCHAR(32),
             state VARCHAR(16) NOT NULL,
             tries INTEGER NOT NULL,
             at FLOAT NOT NULL,
@@ -126,10 +126,11 @@ def to_3(conn: Connection) -> None:
             notice TEXT NOT NULL,
             PRIMARY KEY (id),
             UNIQUE (lease, warning, event, channel),
-            FOREIGN KEY(lease) REFERENCES leases (id)
+            FOREIGN KEY(lease) REFERENCES leases (id),
+            FOREIGN KEY(owner) REFERENCES owners (id)
         )""",
         "CREATE INDEX deliveries_due ON deliveries (state, due_at)",
-        "CREATE INDEX deliveries_person ON deliveries (person, channel, tried_at)",
+        "CREATE INDEX deliveries_owner ON deliveries (owner, channel, tried_at)",
         """CREATE TABLE choices (
             owner VARCHAR(32) NOT NULL,
             unwanted TEXT NOT NULL,

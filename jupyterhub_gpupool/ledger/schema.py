@@ -322,7 +322,7 @@ deliveries = Table(
     Column("channel", String(16), nullable=False),
     Column("lease", String(32), ForeignKey("leases.id")),  # NULL: it is about no lease
     Column("warning", String(32), nullable=False),  # empty: it is not about a warning
-    Column("person", String(255), nullable=False),  # empty: for those who run the pool
+    Column("owner", String(32), ForeignKey("owners.id")),  # NULL: it is for those who run the pool
     Column("state", String(16), nullable=False),
     Column("tries", Integer, nullable=False),
     Column("at", Float, nullable=False),
@@ -333,7 +333,7 @@ deliveries = Table(
     Column("notice", Text, nullable=False),
     UniqueConstraint("lease", "warning", "event", "channel"),
     Index("deliveries_due", "state", "due_at"),
-    Index("deliveries_person", "person", "channel", "tried_at"),
+    Index("deliveries_owner", "owner", "channel", "tried_at"),
 )
 """Who was told what by which channel, and what is still to be told."""
 

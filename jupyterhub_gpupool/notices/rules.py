@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +32,10 @@ SEEN_BY = ("page", "jupyterlab")
 ACTIONS = frozenset({"warn", "close", "activate", "budget", "device-health", "unclean", "unwell", "cut-off"})
 """Events of the audit trail of which something may be told."""
 
+FROM_THIS = "Counted from this message,"
+FROM_OTHER = "Counted from when the pool's page, JupyterLab or a message of your own has told you,"
+"""When the countdown of a warning begins: with a message that counts as delivered, and with any other."""
+
 LOST = (
     "What is only in memory (running kernels, variables, unsaved changes) and files outside the home folder."
 )
@@ -42,6 +46,16 @@ FAILS = (
     "another GPU."
 )
 """What the owner of a session on a GPU that is not well should know."""
+DUE, RUNNING, FAILED = "due", "running", "failed"
+"""States of the owner's script: to be run by whoever is there, begun and not known to have ended, not run."""
+
+SCRIPT_ENDS = {
+    DUE: "if you have one, it was not run: the session ended before",
+    RUNNING: "its end is not known: the service ended while it ran",
+    FAILED: "it has not run to its end",
+    "timeout": "it took too long and was ended",
+}
+"""What is told of a script without an exit status once its session is over."""
 
 LONGEST_PAUSE = 3600.0
 """Seconds between two tries at the most."""
@@ -59,6 +73,14 @@ _ADDRESS = re.compile(
     re.ASCII,
 )
 LONGEST_ADDRESS = 254
+
+
+class NoAddress(ValueError):
+    """Somebody has no mail address."""
+
+
+AddressOf = Callable[[str], str | None]
+"""Finds the mail address of a person by their name; None: they have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +147,8 @@ class Rules:
     """What the profiles are called."""
     link: str = ""
     """Where the pool's page is; empty: unknown."""
+    counted: tuple[str, ...] = tuple(CHANNELS)
+    """Channels by which a warning counts as delivered to its person."""
     pool: str = "gpupool"
 
 
@@ -133,7 +157,15 @@ def decide(rules: Rules, seen: Occasion) -> list[Notice]:
     notice = _device(rules, seen) if seen.lease is None else _of_lease(rules, seen.lease, seen)
     if notice is None:
         return []
-    return [replace(notice, channel=channel) for channel in _channels(rules, notice, seen.choice)]
+    return [_by(rules, notice, channel) for channel in _channels(rules, notice, seen.choice)]
+
+
+def _by(rules: Rules, notice: Notice, channel: str) -> Notice:
+    """The notice for one channel: where it is no delivery, a countdown does not begin with it."""
+    text = notice.text
+    if notice.event == WARNING and channel not in rules.counted:
+        text = text.replace(f"\n{FROM_THIS}", f"\n{FROM_OTHER}", 1)
+    return replace(notice, channel=channel, text=text)
 
 
 def _channels(rules: Rules, notice: Notice, choice: Choice) -> Iterator[str]:
@@ -174,9 +206,9 @@ def _warning(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
             then += f" It is stopped after {span(left)} with more than is tolerated."
     elif rules.stops:
         subject = f"Your GPU session {name} will be stopped"
-        then = f"It is stopped in {span(left)}, counted from this message, unless it is used again."
+        then = f"{FROM_THIS} it is stopped in {span(left)}, unless it is used again."
         if lease.warned_for != "idle":
-            then = f"It is stopped in {span(left)} at the earliest, counted from this message."
+            then = f"{FROM_THIS} it is stopped in {span(left)} at the earliest."
     else:
         subject = f"Your GPU session {name} leaves its GPU unused"
         then = "Nothing is stopped at present; please release what you do not need."
@@ -199,8 +231,8 @@ def _reclaimed(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
     if failed := seen.saved.get("failed"):
         lines.append(f"Could not be saved: {', '.join(map(str, failed))}")
     if seen.script:
-        status = seen.script.get("status")
-        how = f"exit status {status}" if status is not None else str(seen.script.get("state"))
+        status, state = seen.script.get("status"), str(seen.script.get("state"))
+        how = f"exit status {status}" if status is not None else SCRIPT_ENDS.get(state, state)
         lines.append(f"Your script before-reclaim: {how}")
     lines += _more(rules, "The whole story, and a new session")
     facts = {"rule": lease.warned_for, "reason": line(lease.reason)}
@@ -342,14 +374,19 @@ def check_address(address: str, domains: tuple[str, ...]) -> str:
     return address
 
 
-def address_of(user: str, choice: Choice, template: str, domains: tuple[str, ...]) -> str:
-    """The mail address of a person.  Raises ValueError with a sentence where none can be made of the name."""
+def address_of(user: str, choice: Choice, known: str | AddressOf, domains: tuple[str, ...]) -> str:
+    """The mail address of a person: their own, or what the admin's template or function makes of the name.
+
+    Raises NoAddress with a sentence where there is none, and whatever the function raises.
+    """
     try:
         if own := check_address(choice.address, domains):
             return own
     except ValueError:
         own = ""  # what was allowed when it was given is no longer: the admin's address counts again
-    made = template.replace("{user}", user)
-    if len(made) > LONGEST_ADDRESS or not _ADDRESS.fullmatch(made):
-        raise ValueError(f"no mail address can be made of the name {user!a:.80}")
+    made = known.replace("{user}", user) if isinstance(known, str) else known(user)
+    if made is None:
+        raise NoAddress(f"no mail address is known of {user!a:.80}")
+    if not isinstance(made, str) or len(made) > LONGEST_ADDRESS or not _ADDRESS.fullmatch(made):
+        raise NoAddress(f"no mail address can be made of the name {user!a:.80}")
     return made

@@ -9,11 +9,26 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from traitlets import CaselessStrEnum, Dict, Float, Integer, List, TraitError, Unicode, default, validate
+from traitlets import (
+    Bool,
+    Callable,
+    CaselessStrEnum,
+    Dict,
+    Float,
+    Integer,
+    List,
+    TraitError,
+    Unicode,
+    Union,
+    default,
+    validate,
+)
 from traitlets.config import LoggingConfigurable
 
+from . import functions
 from .mail import Server
-from .rules import CHANNELS, DEVICE, EVENTS, MAIL, WARNING, WEBHOOK, Rules, check_address
+from .rules import CHANNELS, DEVICE, EVENTS, MAIL, WARNING, WEBHOOK, AddressOf, Rules, check_address
+from .webhook import PERSON
 
 MAIL_PASSWORD, WEBHOOK_URL = "GPUPOOL_MAIL_PASSWORD", "GPUPOOL_WEBHOOK_URL"
 ENVIRONMENT = (MAIL_PASSWORD, WEBHOOK_URL)
@@ -59,10 +74,16 @@ class GPUPoolNotices(LoggingConfigurable):
         Example: ``"GPU pool <gpupool@lab.example>"``.""",
     ).tag(config=True)
 
-    mail_address = Unicode(
-        help="""Where a person gets their mail: a template in which ``{user}`` is the hub's user name; needed with
-        ``mail_server``. Whoever has no address by it, because of characters in the name, is not mailed.
-        Example: ``"{user}@lab.example"``; ``"{user}"`` where the names are addresses.""",
+    mail_address = Union(
+        [Unicode(), Callable()],
+        help="""Where a person gets their mail; needed with ``mail_server``. Either a template in which ``{user}`` is
+        the hub's user name. Or a function of a module that the service can import, as itself or as
+        ``"module:function"``: it takes the user name and returns the address, and ``None`` for somebody who has
+        none. It runs in the service, for each message, and may take ``timeout`` seconds; where it raises, the
+        message is tried again later. Who has no address, because the function returns None or because of characters
+        in the name, is not mailed, and a warning does not count as delivered by that. An address that a person has
+        chosen themself (``mail_domains``) goes before. Example: ``"{user}@lab.example"``; ``"{user}"`` where the
+        names are addresses; ``"lab_people:address_of"``.""",
     ).tag(config=True)
 
     mail_domains = List(
@@ -81,7 +102,16 @@ class GPUPoolNotices(LoggingConfigurable):
         help="""Address to which notices are posted as JSON: ``text`` as Slack and Mattermost take it, beside it
         ``id``, ``event``, ``user``, ``lease``, ``reason`` … for machines. Whoever knows such an address can write
         there, so ``webhook_url_file`` or the hub's environment variable ``GPUPOOL_WEBHOOK_URL`` are better places.
-        Empty: none. Example: ``"https://chat.lab.example/hooks/…"``.""",
+        With ``{user}`` behind the host, each person has an address of their own, in which it is their user name.
+        Empty: none. Example: ``"https://chat.lab.example/hooks/…"``; ``"https://ntfy.lab.example/gpupool-{user}"``.""",
+    ).tag(config=True)
+
+    webhook_counts = Bool(
+        False,
+        help="""Whether a warning counts as delivered to its person, and its countdown begins, once the one receiver
+        of the whole pool has taken it. That says nothing of whether this person ever sees it; an address with
+        ``{user}`` is a person's own, and always counts. Example: ``True`` where a chat-bot behind the address
+        writes to each person.""",
     ).tag(config=True)
 
     webhook_url_file = Unicode(
@@ -134,7 +164,8 @@ class GPUPoolNotices(LoggingConfigurable):
 
     public_url = Unicode(
         help="""Address of the hub as people open it, for the links in notices. Empty: the hub's own
-        ``JupyterHub.public_url``, and no links without that. Example: ``"https://hub.lab.example"``.""",
+        ``JupyterHub.public_url``, and no links without that. With ``JupyterHub.subdomain_host`` the service has a
+        host of its own, which the hub tells it, and this is not needed. Example: ``"https://hub.lab.example"``.""",
     ).tag(config=True)
 
     @default("events")
@@ -182,6 +213,8 @@ class GPUPoolNotices(LoggingConfigurable):
         """Check what only makes sense together.  Raises TraitError with a sentence."""
         if self.mail_server:
             self._check_mail()
+        elif callable(self.mail_address):
+            self.known_address()
         if self.webhook_url_file or self.webhook_url:
             self.webhook()
 
@@ -193,11 +226,7 @@ class GPUPoolNotices(LoggingConfigurable):
                 f"GPUPoolNotices.mail_from is {self.mail_from!r:.80}; with mail_server it must be an address such as "
                 "'GPU pool <gpupool@lab.example>'."
             ) from None
-        if "{user}" not in self.mail_address:
-            raise TraitError(
-                f"GPUPoolNotices.mail_address is {self.mail_address!r:.80}; with mail_server it must hold "
-                "'{user}', such as '{user}@lab.example'."
-            )
+        self.known_address()
         if self.mail_user and self.mail_security == "none":
             raise TraitError(
                 "GPUPoolNotices.mail_user needs mail_security 'starttls' or 'tls': a password is not sent "
@@ -215,6 +244,19 @@ class GPUPoolNotices(LoggingConfigurable):
         from .rules import Notice
 
         return str(message_of("key", Notice(), self.mail_from, self.mail_from)["From"].addresses[0].addr_spec)
+
+    def known_address(self) -> str | AddressOf:
+        """The template or the function that makes a person's address.  Raises TraitError for what is neither."""
+        known = self.mail_address
+        if isinstance(known, str) and PERSON in known:
+            return known
+        try:
+            return functions.named(known) if isinstance(known, str) else functions.checked(known)
+        except ValueError as problem:
+            raise TraitError(
+                f"GPUPoolNotices.mail_address is {known!r:.80}; with mail_server it must hold '{{user}}', such as "
+                f"'{{user}}@lab.example', or be a function that the service can import: {problem}."
+            ) from None
 
     def server(self) -> Server | None:
         """The mail server; None: no mail.  Raises TraitError when the password's file cannot be read."""
@@ -239,10 +281,14 @@ class GPUPoolNotices(LoggingConfigurable):
         try:
             parts = urlsplit(url)
             good = not url or (parts.scheme in ("http", "https") and bool(parts.hostname))
+            good = good and PERSON not in parts.netloc
         except ValueError:
             good = False
         if not good:  # its value is a secret
-            raise TraitError("GPUPoolNotices.webhook_url is no address that begins with https:// or http://.")
+            raise TraitError(
+                "GPUPoolNotices.webhook_url is no address that begins with https:// or http:// and has '{user}' "
+                "behind its host, if at all."
+            )
         return url
 
     def _secret(self, name: str) -> str:
@@ -257,9 +303,19 @@ class GPUPoolNotices(LoggingConfigurable):
 
     def rules(self, **more: Any) -> Rules:
         """What is told by the channels that there are; ``more`` are the other fields of :class:`Rules`."""
-        there = {MAIL: bool(self.mail_server), WEBHOOK: bool(self.webhook())}
+        url = self.webhook()
+        own = PERSON in url  # each person has a receiver of their own, and those who run the pool have none
+        there = {MAIL: bool(self.mail_server), WEBHOOK: bool(url)}
+        for_admins = {MAIL: bool(self.admins), WEBHOOK: not own}
         events = {
-            event: tuple(c for c in channels if there[c] and (event != DEVICE or c != MAIL or self.admins))
+            event: tuple(c for c in channels if there[c] and (event != DEVICE or for_admins[c]))
             for event, channels in self.events.items()
         }
-        return Rules(events=events, mandatory=tuple(self.mandatory), started_after=self.started_after, **more)
+        counted = (MAIL, WEBHOOK) if own or self.webhook_counts else (MAIL,)
+        return Rules(
+            events=events,
+            mandatory=tuple(self.mandatory),
+            started_after=self.started_after,
+            counted=counted,
+            **more,
+        )

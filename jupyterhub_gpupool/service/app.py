@@ -9,6 +9,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -136,10 +137,11 @@ class GPUPoolService(Application):
     undelivered_max = Float(
         4 * 3600,
         allow_none=True,
-        help="""Seconds after which a warning counts that has reached nobody: neither a page, JupyterLab, the mail
-        server nor the webhook's receiver has taken it. Until then its countdown does not begin, and nothing is
-        stopped for it, for whatever rule. It is never shorter than the profile's ``warn``. 0: deliveries are not
-        waited for; None: who is not reached is never stopped. Example: ``3600``.""",
+        help="""Seconds after which a warning counts that has reached nobody: neither a page nor JupyterLab has shown
+        it, and neither the mail server nor a webhook that counts for its person has taken it. Until then its
+        countdown does not begin, and nothing is stopped for it, for whatever rule. It is never shorter than the
+        profile's ``warn``. 0: deliveries are not waited for; None: who is not reached is never stopped.
+        Example: ``3600``.""",
     ).tag(config=True)
 
     before_reclaim_timeout = Float(
@@ -286,12 +288,10 @@ class GPUPoolService(Application):
         return LocalSessions(pool.name)
 
     def _post(self, pool: GPUPool, settings: GPUPoolNotices, metrics: Metrics) -> Post:
-        public = urlparse(settings.public_url or os.environ.get("JUPYTERHUB_PUBLIC_HUB_URL", ""))
-        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpupool/")
         rules = settings.rules(
             stops=self.mode == "reclaim",
             titles={slug: str(profile.display_name) for slug, profile in pool.offer.items()},
-            link=f"{public.scheme}://{public.netloc}{prefix}" if public.netloc else "",
+            link=public_link(settings.public_url, os.environ),
             pool=pool.name,
         )
         ways = ways_of(settings)
@@ -372,6 +372,19 @@ class GPUPoolService(Application):
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(secrets.token_bytes(32))
             return path.read_bytes()
+
+
+def public_link(hub: str, environment: Mapping[str, str]) -> str:
+    """Where people open the service, from the hub's address as it is configured and as the hub says; empty: unknown.
+
+    With a domain for each user the service has one of its own, too, which only the hub knows.
+    """
+    own = environment.get("JUPYTERHUB_PUBLIC_URL", "")
+    if environment.get("JUPYTERHUB_HOST") and own:
+        return own
+    public = urlparse(hub or own or environment.get("JUPYTERHUB_PUBLIC_HUB_URL", ""))
+    prefix = environment.get("JUPYTERHUB_SERVICE_PREFIX", "/services/gpupool/")
+    return f"{public.scheme}://{public.netloc}{prefix}" if public.netloc else ""
 
 
 async def _resign(pool: GPUPool, sweep: Sweep) -> None:

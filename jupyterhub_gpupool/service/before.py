@@ -1,7 +1,7 @@
 """What comes between the decision for a reclaim and the stop: the owner's own script, once.
 
-The lease is STOPPING by then and holds its slice.  That the script was begun is written before it runs, so a
-service that crashes meanwhile neither runs it again nor loses the reclaim: the next one just goes on.
+The lease is STOPPING by then and holds its slice.  That the script is due is written with that, so the service
+that follows one that has crashed runs it; that it was begun is written before it runs, so no service runs it again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from .. import faults
 from ..errors import GPUPoolError
 from ..model import Lease, State
+from ..notices import DUE
 from ..sessions.script import ScriptEnd
 
 if TYPE_CHECKING:
@@ -42,6 +43,22 @@ class Before:
         task = asyncio.create_task(self._run(lease))
         self._running[lease.id] = task
         task.add_done_callback(lambda _: self._running.pop(lease.id, None))
+
+    async def resume(self, lease: Lease) -> bool:
+        """Begin the script of a lease whose stop another service has begun, if it is due and there is time for it.
+
+        There is none once its server is being stopped: by its owner, an admin or the hub.
+        """
+        if self._sweep.rules.before_reclaim_timeout <= 0 or lease.stopped_by != "service":
+            return False
+        ending = await self._sweep.pool.ask("ending_of", lease.id)
+        if ending.script.get("state") != DUE:
+            return False
+        server = await self._sweep.hub.server(lease.user, lease.server)
+        if server is not None and server.pending:
+            return False
+        self.begin(lease)
+        return True
 
     async def wait(self) -> None:
         """Wait for all that run now."""
@@ -74,16 +91,16 @@ class Before:
         pool, timeout = self._sweep.pool, self._sweep.rules.before_reclaim_timeout
         if not await pool.ask("begin_script", lease.id):
             return
-        environment = {
-            "GPUPOOL_RULE": lease.warned_for,
-            "GPUPOOL_REASON": lease.reason,
-            "GPUPOOL_DEADLINE": str(int(self._clock() + timeout)),
-        }
         run = self._sweep.sessions.before_reclaim
+
+        def now() -> ScriptEnd | None:
+            # Its time begins here, not while it waits for its turn.
+            deadline = str(int(self._clock() + timeout))
+            said = {"GPUPOOL_RULE": lease.warned_for, "GPUPOOL_REASON": lease.reason}
+            return run(lease.session, {**said, "GPUPOOL_DEADLINE": deadline}, timeout=timeout)
+
         loop = asyncio.get_running_loop()
-        found: ScriptEnd | None = await loop.run_in_executor(
-            self._threads, lambda: run(lease.session, environment, timeout=timeout)
-        )
+        found: ScriptEnd | None = await loop.run_in_executor(self._threads, now)
         if found is None:
             await pool.ask("end_script", lease.id, "none", None, "")
             return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from ..errors import Rejected
-from ..notices import CHANNELS, EVENTS, Choice, address_of, check_address
+from ..notices import CHANNELS, EVENTS, Choice, NoAddress, NotTaken, check_address
 from ..notices.settings import GPUPoolNotices
 from .base import signed_in
+from .notices import person_address
 from .pages import Page
 
 
@@ -75,10 +77,10 @@ class NoticesPage(Page):
             found = await self.pool.ask("choice", person.name)
         offered = notices.rules().events
         there = {name: words for name, words in CHANNELS.items() if any(name in c for c in offered.values())}
-        try:
-            address = address_of(person.name or "", Choice(), notices.mail_address, ())
-        except ValueError:
-            address = ""
+        address = ""
+        if notices.mail_server and person.name is not None:
+            with suppress(NoAddress, NotTaken):  # there is none, or nobody says now
+                address = await person_address(notices, person.name, Choice())
         self.show(
             "notices.html",
             channels=there,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -10,6 +11,9 @@ from ..ledger.endings import PATH, PATHS
 from ..notices import SEEN_BY
 from . import shapes
 from .base import API, LEASE, read_json, short, signed_in
+
+NOTHING = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+"""A picture of one transparent point."""
 
 
 class Session(API):
@@ -22,14 +26,16 @@ class Session(API):
 
     def turn_away(self) -> None:
         """Lead through the login, but for a request that would not be known afterwards either."""
-        if self.request.headers.get("Sec-Fetch-Mode", "no-cors") not in ("no-cors", "navigate"):
+        if self.request.headers.get("Sec-Fetch-Mode", "no-cors") not in ("no-cors", "navigate") or not _ours(
+            self
+        ):
             super().turn_away()
         self.redirect(self.get_login_url())
 
     @signed_in
     async def get(self) -> None:
         self.query()
-        if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        if not _ours(self):
             message = "Only a page of this hub may ask for this."
             raise Rejected(message, reason="not-same-origin", status=403)
         snapshot = await self.feed.fresh()
@@ -73,6 +79,31 @@ class Seen(API):
         self.answer(shapes.one(await self.lease_of_person(key), await self.feed.fresh()))
 
 
+class SeenWithoutScript(API):
+    """``GET leases/{id}/seen.gif?warning=…``: a warning is before its person's eyes, in a page without JavaScript.
+
+    Only a browser that runs no script asks for this picture of a page, and only when a person opens that page.
+    """
+
+    @signed_in
+    async def get(self, key: str) -> None:
+        lease = await self.own_lease(key)
+        warning = self.query("warning").get("warning", "")
+        if getattr(self, "_token_authenticated", False) or not self._shown():
+            message = "Only a page of this hub that a person looks at shows this picture."
+            raise Rejected(message, reason="not-shown", status=403)
+        await self.seen(lease, warning, "page")
+        self.set_header("Content-Type", "image/gif")
+        self.write(NOTHING)
+
+    def _shown(self) -> bool:
+        """Whether the browser asks for a picture of a page of ours, and not ahead of its person."""
+        said = self.request.headers
+        ahead = any("prefetch" in said.get(name, "").lower() for name in ("Sec-Purpose", "Purpose", "X-Moz"))
+        ours = said.get("Sec-Fetch-Site", "same-origin") == "same-origin"
+        return ours and not ahead and said.get("Sec-Fetch-Dest", "image") == "image"
+
+
 class Saved(API):
     """``POST api/leases/{id}/saved``: what a front end has saved before the end."""
 
@@ -97,13 +128,19 @@ def _paths(body: dict[str, Any], name: str) -> list[str]:
     return found
 
 
-def routes(api: str) -> list[tuple[Any, ...]]:
-    """The addresses of these below ``…/api/``, which is given as a regular expression."""
+def routes(base: str, api: str) -> list[tuple[Any, ...]]:
+    """The addresses of these below the service's prefix and ``…/api/``, which are given as regular expressions."""
     return [
+        (f"{base}leases/{LEASE}/seen.gif", SeenWithoutScript),
         (f"{api}session", Session),
         (f"{api}leases/{LEASE}/seen", Seen),
         (f"{api}leases/{LEASE}/saved", Saved),
     ]
+
+
+def _ours(handler: API) -> bool:
+    """Whether a page of this very origin asks, or nobody's: not one of a person's session on a host of its own."""
+    return handler.request.headers.get("Sec-Fetch-Site", "same-origin") in ("same-origin", "none")
 
 
 def _bad(message: str) -> Rejected:

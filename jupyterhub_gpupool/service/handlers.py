@@ -286,7 +286,7 @@ def routes(prefix: str) -> list[tuple[Any, ...]]:
         (f"{api}leases/{LEASE}/extend", Extend),
         (f"{api}events", Events),
         (f"{api}stream", Stream),
-        *front.routes(api),
+        *front.routes(base, api),
         *admin.routes(api),
         (f"{api}.*", Missing),
         (bare, web.RedirectHandler, {"url": f"{prefix.rstrip('/')}/"}),

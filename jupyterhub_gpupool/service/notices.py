@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
+from traitlets import TraitError
+
 from ..errors import GPUPoolError
 from ..ledger import Delivery
-from ..notices import Notice, NotTaken, Occasion, Rules, address_of, decide, pause
+from ..notices import Choice, NoAddress, Notice, NotTaken, Occasion, Rules, address_of, decide, pause
 from ..notices.mail import Server, send
 from ..notices.rules import MAIL, MOST_TRIES, WEBHOOK
 from ..notices.settings import GPUPoolNotices
@@ -25,6 +28,9 @@ AT_ONCE = 4
 
 KEPT = 30 * 86400.0
 """Seconds for which finished deliveries are kept."""
+
+_threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="gpupool-address")
+"""For the admin's function that finds addresses: it may hang, and holds nobody else's threads."""
 
 Way = Callable[[Delivery], Awaitable[None]]
 """Carries one notice.  Raises NotTaken."""
@@ -113,7 +119,7 @@ class Post:
             self._counters.notice(channel, "failed" if final else "retried")
             self._log.warning("%s %s of lease=%s: %s", channel, item.event, item.lease, problem)
             return
-        await self._pool.ask("told", item.id)
+        await self._pool.ask("told", item.id, counts=channel in self._rules().counted)
         self._counters.notice(channel, "delivered")
         self._log.info("%s %s of lease=%s delivered", channel, item.event, item.lease)
 
@@ -134,11 +140,29 @@ async def _by_mail(server: Server, settings: GPUPoolNotices, item: Delivery) -> 
     addresses = tuple(settings.admins)
     if item.user:
         try:
-            domains = tuple(settings.mail_domains)
-            addresses = (address_of(item.user, item.choice, settings.mail_address, domains),)
-        except ValueError as problem:
+            addresses = (await person_address(settings, item.user, item.choice),)
+        except NoAddress as problem:
             raise NotTaken(str(problem), final=True) from None
     await send(server, item.id, item.notice, addresses)
+
+
+async def person_address(settings: GPUPoolNotices, user: str, choice: Choice) -> str:
+    """The mail address of a person.  Raises NoAddress where there is none, NotTaken where nobody says now.
+
+    The admin's function may ask a directory: it runs on a thread, and is not waited for for ever.
+    """
+    try:
+        known, domains = settings.known_address(), tuple(settings.mail_domains)
+        asked = asyncio.get_running_loop().run_in_executor(_threads, address_of, user, choice, known, domains)
+        return await asyncio.wait_for(asked, settings.timeout)
+    except NoAddress:
+        raise
+    except TraitError as problem:
+        raise NotTaken(str(problem)) from None
+    except TimeoutError:
+        raise NotTaken(f"mail_address gave no address within {settings.timeout:g} s") from None
+    except Exception as problem:  # whatever the admin's function raises
+        raise NotTaken(f"mail_address gave no address: {type(problem).__name__}") from problem
 
 
 async def _by_webhook(webhook: Webhook, item: Delivery) -> None:

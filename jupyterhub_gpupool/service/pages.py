@@ -131,25 +131,18 @@ class Page(Base):
         token = self.xsrf_token if self.person else ""
         return token.decode() if isinstance(token, bytes) else token
 
-    async def tell(self, snapshot: Snapshot, only: str = "") -> Snapshot:
-        """Count the warnings of the person's own sessions as delivered: this page shows them.
+    def untold(self, snapshot: Snapshot, only: str = "") -> list[Lease]:
+        """The person's own sessions with a warning that has reached nobody yet.
 
-        Not to a program with a token: nobody may ever look at what it fetches.  Nor where the browser wants it
-        for something else than a page of its own: as a picture or in a frame nobody sees it.
+        That this page is fetched is no delivery: it may open in a tab in the background.  Its script says so once
+        somebody can see it, and where no script runs, the browser by a picture that only such a page shows.
         """
-        person = self.known()
-        ahead = "prefetch" in self.request.headers.get("Sec-Purpose", "")  # the browser's own idea
-        shown = self.request.headers.get("Sec-Fetch-Dest", "document") == "document"
-        if ahead or not shown or getattr(self, "_token_authenticated", False):
-            return snapshot
-        for lease in snapshot.leases:
-            mine = person.is_called(lease.user) and only in ("", lease.id)
-            if mine and telling.warned(lease) and lease.delivered_at is None:
-                try:
-                    await self.seen(lease, lease.warning, "page")
-                except Rejected:
-                    continue  # it was taken back in this very moment
-        return await self.feed.fresh()
+        mine = [lease for lease in snapshot.leases if self.known().is_called(lease.user)]
+        return [
+            lease
+            for lease in mine
+            if only in ("", lease.id) and telling.warned(lease) and lease.delivered_at is None
+        ]
 
     def titles(self) -> Mapping[str, str]:
         """What the profiles are called."""
@@ -166,12 +159,13 @@ class Status(Page):
     @signed_in
     async def get(self) -> None:
         self.query()
-        snapshot, person = await self.tell(await self.feed.fresh()), self.known()
+        snapshot, person = await self.feed.fresh(), self.known()
         listed = shapes.leases(snapshot, person)["leases"]
         pool = shapes.pool(snapshot, person)
         self.show(
             "status.html",
             now=shapes.iso(snapshot.now),
+            untold=self.untold(snapshot),
             own=[shape for shape in listed if person.is_called(shape["user"])],
             others=[shape for shape in listed if not person.is_called(shape["user"])],
             devices=pool["devices"],
@@ -213,9 +207,15 @@ class OneSession(Page):
     async def get(self, key: str) -> None:
         await self.lease_of_person(key)
         self.query()
-        await self.tell(await self.feed.fresh(), key)
+        snapshot = await self.feed.fresh()
         shape = await self.whole_lease(key)
-        self.show("session.html", lease=shape, title=self.titles().get(shape["profile"], shape["profile"]))
+        self.show(
+            "session.html",
+            lease=shape,
+            title=self.titles().get(shape["profile"], shape["profile"]),
+            untold=self.untold(snapshot, key),
+            mode=snapshot.mode,
+        )
 
 
 class AuditTrail(Page):

@@ -311,8 +311,9 @@ class Sweep:
                 self._log.info("lease=%s is not stopped: its server is pending %s", lease.id, server.pending)
                 return
             stopping = await self.pool.move(
-                "begin_stop", lease, actor="service", reason=verdict.reason, judged=version
-            )
+                "begin_stop", lease, actor="service", reason=verdict.reason, judged=version,
+                script=self.rules.before_reclaim_timeout > 0,
+            )  # fmt: skip
         except LeaseConflict as changed:  # extended, released or stopped in this very moment
             self._log.info("lease=%s is not stopped: %s", lease.id, changed.message)
             return

@@ -9,16 +9,13 @@ from urllib.parse import quote, urlencode
 
 from ..ledger import Delivery, Ending
 from ..model import Device, Health, Lease, State
-from ..notices import FAILS, KEPT, LOST, why_ended
+from ..notices import DUE, FAILED, FAILS, KEPT, LOST, RUNNING, SCRIPT_ENDS, why_ended
 from ..watchdog import MEMORY
 from .words import UNEXTENDABLE, extension_in_words, rule_in_words, stands_in_words
 
 Shape = dict[str, Any]
 
 RUNS = (State.STARTING, State.ACTIVE)
-
-RUNNING = "running"
-"""State of a script of which nobody has written the end."""
 
 
 def iso(seconds: float | None) -> str | None:
@@ -156,10 +153,12 @@ def saved(ending: Ending) -> Shape | None:
 
 
 def script(ending: Ending, item: Lease) -> Shape | None:
-    """What became of the owner's script."""
-    if not ending.script:
+    """What became of the owner's script; whether there is one is known once it is begun."""
+    over = item.state is State.CLOSED
+    if not ending.script or (ending.script["state"] == DUE and not over):
         return None
     found = {**ending.script, "at": iso(ending.script["at"])}
-    if found["state"] == RUNNING and item.state is State.CLOSED:
-        found |= {"state": "failed", "tail": "The service ended while it ran."}
+    if over and found["state"] in (DUE, RUNNING):
+        said = SCRIPT_ENDS[found["state"]]
+        found |= {"state": FAILED, "tail": f"{said[0].upper()}{said[1:]}."}
     return found

@@ -171,7 +171,7 @@ class Tidy:
         return bool(published and lease.url) and urlsplit(lease.url).port not in published
 
     async def _go_on_stopping(self, lease: Lease) -> None:
-        if not self._sweep.before.holds(lease.id):
+        if not self._sweep.before.holds(lease.id) and not await self._sweep.before.resume(lease):
             await self.stop(lease)
 
     async def stop(self, lease: Lease) -> None:

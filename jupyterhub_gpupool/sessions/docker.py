@@ -21,7 +21,7 @@ from ..containment import LABEL
 from ..containment.readback import unlike
 from ..model import Lease, Presence, Process, Session
 from . import Foreign, marked_cells
-from .inside import OPEN, OPEN_TIMEOUT, Ran, execute, is_script, opens, tail_of
+from .inside import OPEN, OPEN_TIMEOUT, Ran, Tail, execute, follow, is_script, opens
 from .script import SCRIPT, ScriptEnd
 from .telemetry import processes_of
 
@@ -215,7 +215,7 @@ class DockerSessions:
 
         What does not end in time ends with the container.
         """
-        raw = bytearray()
+        tail = Tail()
         try:
             found = self._of(name)
             home = environment_of(found or {}).get("HOME", "")
@@ -226,18 +226,17 @@ class DockerSessions:
                 return None
             engine = connect(**{**self.settings, "timeout": timeout})
             try:
-                ran = execute(
-                    engine, found["Id"], [path], timeout=timeout, within=timeout, environment=environment,
-                    raw=raw,
-                )  # fmt: skip
+                status = follow(
+                    engine, found["Id"], [path], timeout=timeout, environment=environment, tail=tail
+                )
             finally:
                 engine.close()
         except requests.Timeout:
-            return ScriptEnd("timeout", None, tail_of(raw))
+            return ScriptEnd("timeout", None, str(tail))
         except ENGINE_ERRORS as problem:
             log.warning("The script %s of container %s cannot be run: %s", SCRIPT, name, problem)
-            return ScriptEnd("failed", None, tail_of(raw) or "The engine could not run it.")
-        return ScriptEnd("done", ran.status, tail_of(raw))
+            return ScriptEnd("failed", None, str(tail) or "The engine could not run it.")
+        return ScriptEnd("done", status, str(tail))
 
     def reaches(self, name: str) -> bool | None:
         """See :class:`Sessions`; a session that is paused or does not answer tells nothing."""

@@ -18,7 +18,10 @@ from .script import TAIL, may_run
 
 CHUNK = 64 * 1024
 MOST_OUTPUT = 1024 * 1024
-"""Bytes that a command in a session may write: it is under a person's control."""
+"""Bytes that a command may write whose whole output is read: it is under a person's control."""
+
+HEAD = struct.Struct(">BxxxL")
+"""What each frame of the engine's stream begins with: where the command wrote it, and how many bytes it is."""
 
 GO_SPECIAL = 0x8F280000
 """Bits of a mode as Go writes it for all that is no plain file: folder, link, device, pipe, socket, …"""
@@ -39,23 +42,90 @@ class Ran(NamedTuple):
     err: str
 
 
+class Tail:
+    """The end of what a command writes, in the order in which it comes, however much that is."""
+
+    def __init__(self, size: int = TAIL) -> None:
+        self._size, self._end = size, b""
+        self._head, self._left = b"", 0  # of the frame that is being read
+
+    def add(self, piece: bytes) -> None:
+        """Take a piece of the engine's stream of frames; its borders are not those of the frames."""
+        while piece:
+            if self._left:
+                text, piece = piece[: self._left], piece[self._left :]
+                self._left -= len(text)
+                self._end = (self._end + text)[-self._size :]
+            else:
+                missing = HEAD.size - len(self._head)
+                self._head, piece = self._head + piece[:missing], piece[missing:]
+                if len(self._head) == HEAD.size:
+                    self._left, self._head = HEAD.unpack(self._head)[1], b""
+
+    def __str__(self) -> str:
+        return self._end.decode("utf-8", "replace")
+
+
 def execute(
     engine: docker.APIClient,
     name: str,
     command: Sequence[str],
     *,
     timeout: float,
-    within: float | None = None,
     user: str = "",
     environment: Mapping[str, str] | None = None,
-    raw: bytearray | None = None,
 ) -> Ran:
     """Run a command in a container to its end, under the container's account or another ``uid:gid``.
 
     Raises the errors of engine and requests, :class:`requests.Timeout` when nothing was written for ``timeout``
-    seconds, or when it writes on after ``within`` seconds.  ``raw`` takes what it wrote, also until then.
+    seconds, or when it writes too much.
     """
-    deadline = None if within is None else time.monotonic() + within
+    raw = bytearray()
+    key, pieces = _start(engine, name, command, timeout, user, environment)
+    for piece in pieces:
+        raw += piece
+        if len(raw) > MOST_OUTPUT:
+            raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
+    texts = (text.decode("utf-8", "replace") for text in _apart(bytes(raw)))
+    return Ran(_status(engine, key), *texts)
+
+
+def follow(
+    engine: docker.APIClient,
+    name: str,
+    command: Sequence[str],
+    *,
+    timeout: float,
+    environment: Mapping[str, str],
+    tail: Tail,
+) -> int:
+    """Run a command in a container to its end, whatever it writes, and return its exit status.
+
+    ``tail`` takes the end of what it writes, also where this raises: as :func:`execute`, and also
+    :class:`requests.Timeout` where it writes on after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    key, pieces = _start(engine, name, command, timeout, "", environment)
+    try:
+        for piece in pieces:
+            tail.add(piece)
+            if time.monotonic() > deadline:
+                raise requests.ReadTimeout(f"{command[0]} took more than {timeout:g} s")
+    except requests.Timeout:
+        if engine.exec_inspect(key)["Running"]:
+            raise  # else it has ended, and only what it started holds its output open
+    return _status(engine, key)
+
+
+def _start(
+    engine: docker.APIClient,
+    name: str,
+    command: Sequence[str],
+    timeout: float,
+    user: str,
+    environment: Mapping[str, str] | None,
+) -> tuple[str, Iterator[bytes]]:
+    """Start a command; its key at the engine, and what it writes as a stream of frames."""
     made = engine.exec_create(
         name, list(command), stdin=False, user=user, environment=dict(environment or {})
     )
@@ -63,16 +133,12 @@ def execute(
     url = f"{engine.base_url}/v{engine.api_version}/exec/{made['Id']}/start"
     answer = engine.post(url, json={"Detach": False, "Tty": False}, timeout=timeout, stream=True)
     answer.raise_for_status()
-    raw = bytearray() if raw is None else raw
-    for piece in _pieces(answer, command[0], timeout):
-        raw += piece
-        if len(raw) > MOST_OUTPUT:
-            raise requests.ReadTimeout(f"{command[0]} wrote more than {MOST_OUTPUT} bytes")
-        if deadline is not None and time.monotonic() > deadline:
-            raise requests.ReadTimeout(f"{command[0]} took more than {within:g} s")
-    status = engine.exec_inspect(made["Id"])["ExitCode"]
-    texts = (text.decode("utf-8", "replace") for text in _apart(bytes(raw)))
-    return Ran(-1 if status is None else int(status), *texts)
+    return made["Id"], _pieces(answer, command[0], timeout)
+
+
+def _status(engine: docker.APIClient, key: str) -> int:
+    status = engine.exec_inspect(key)["ExitCode"]
+    return -1 if status is None else int(status)
 
 
 def _pieces(answer: requests.Response, what: str, timeout: float) -> Iterator[bytes]:
@@ -90,10 +156,10 @@ def _apart(raw: bytes) -> tuple[bytes, bytes]:
     """What a command wrote to stdout and to stderr, from the engine's stream of frames."""
     parts: dict[int, list[bytes]] = {1: [], 2: []}
     at = 0
-    while at + 8 <= len(raw):
-        kind, size = struct.unpack_from(">BxxxL", raw, at)
-        parts.setdefault(kind, []).append(raw[at + 8 : at + 8 + size])
-        at += 8 + size
+    while at + HEAD.size <= len(raw):
+        kind, size = HEAD.unpack_from(raw, at)
+        parts.setdefault(kind, []).append(raw[at + HEAD.size : at + HEAD.size + size])
+        at += HEAD.size + size
     return b"".join(parts[1]), b"".join(parts[2])
 
 
@@ -102,12 +168,6 @@ def opens(ran: Ran) -> bool | None:
     if ran.status == 0:
         return True
     return False if FORBIDDEN in ran.err else None
-
-
-def tail_of(raw: bytearray) -> str:
-    """The end of what a command wrote, from the engine's stream of frames."""
-    out, err = _apart(bytes(raw))
-    return (out + err)[-TAIL:].decode("utf-8", "replace")
 
 
 def is_script(engine: docker.APIClient, key: str, path: str) -> bool:

@@ -253,6 +253,27 @@ function fillLeases(shape) {
   document.title = warned ? "(!) GPU pool: a session will be stopped" : "GPU pool";
 }
 
+// --- one session's own page ---------------------------------------------------------------------------------
+
+const session = document.querySelector("[data-session]"); // not once it is closed: nothing of it changes any more
+const STATES = ["queued", "starting", "active", "stopping", "closed"];
+let listed = false;
+
+function fillSession(shape) {
+  const lease = shape.leases.find(({ id }) => id === session.dataset.key);
+  const moved = lease && STATES.indexOf(lease.state) > STATES.indexOf(session.dataset.session);
+  if (moved || (listed && !lease)) {
+    window.location.reload(); // there is another story to tell
+    return;
+  }
+  if (!lease) return;
+  listed = true;
+  setText(session, "verdict", lease.warning && lease.warning.reason);
+  fillWarning(session, lease);
+  ownLeases = lease.user === page.user ? [lease] : [];
+  acknowledge();
+}
+
 // --- devices and queue -----------------------------------------------------------------------------------
 
 function bars(cells) {
@@ -439,14 +460,19 @@ function connect() {
     stream.addEventListener(name, (event) => {
       newsAt = new Date();
       fill(JSON.parse(event.data));
-      showTime(byId("as-of"), newsAt.toISOString());
+      if (byId("as-of")) showTime(byId("as-of"), newsAt.toISOString());
     });
   stream.addEventListener("open", connected);
   stream.addEventListener("error", () => disconnected(stream));
-  on("pool", fillPool);
-  on("leases", fillLeases);
-  on("queue", fillQueue);
-  on("me", fillMe);
+  if (session) {
+    on("pool", (shape) => (byId("mode").textContent = shape.service.mode || ""));
+    on("leases", fillSession);
+  } else {
+    on("pool", fillPool);
+    on("leases", fillLeases);
+    on("queue", fillQueue);
+    on("me", fillMe);
+  }
   stream.addEventListener("problem", (event) => {
     const problem = JSON.parse(event.data);
     say(problem ? `${problem.message} The page is ${since()}.` : "");
@@ -502,7 +528,7 @@ function theme() {
 
 theme();
 document.addEventListener("visibilitychange", acknowledge);
-if (list("own")) {
+if (list("own") || session) {
   for (const countdown of document.querySelectorAll("[data-left]"))
     if (countdown.dataset.left) countdown.dataset.ends = String(Date.now() + Number(countdown.dataset.left) * 1000);
   tick();

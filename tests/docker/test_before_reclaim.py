@@ -11,6 +11,7 @@ from docker.errors import NotFound
 from docker.models.containers import Container
 
 from jupyterhub_gpupool.sessions.docker import LABEL, DockerSessions
+from jupyterhub_gpupool.sessions.script import TAIL
 from tests.hub.conftest import until
 
 from .engine import Engine
@@ -99,6 +100,19 @@ def test_one_that_takes_too_long_ends_with_the_session(
     assert end is not None and (end.state, end.status) == ("timeout", None) and "working\n" in end.tail
     assert time.monotonic() - began < 15
     assert sessions.remove("lab-l1-1", timeout=10)
+
+
+def test_one_that_writes_much_is_told_as_it_ended(sessions: DockerSessions, launch: Launch) -> None:
+    launch("#!/bin/sh\nhead -c 20000000 /dev/zero | tr '\\0' x\necho\necho 'the end'\nexit 5\n")
+    end = sessions.before_reclaim("lab-l1-1", ASKED, timeout=60)
+    assert end is not None and (end.state, end.status) == ("done", 5)
+    assert len(end.tail) <= TAIL and end.tail.endswith("xxx\nthe end\n")
+
+
+def test_one_whose_child_holds_its_output_has_ended(sessions: DockerSessions, launch: Launch) -> None:
+    launch("#!/bin/sh\nsleep 600 &\necho done\nexit 4\n")
+    end = sessions.before_reclaim("lab-l1-1", ASKED, timeout=3)
+    assert end is not None and (end.state, end.status, end.tail) == ("done", 4, "done\n")
 
 
 def test_an_engine_that_fails_is_said_and_raises_nothing(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -112,8 +114,15 @@ def test_nobody_is_stopped_untold_while_the_limit_is_far(make_hub: MakeHub, at: 
     while time.monotonic() < waited_until:
         assert now(hub, lease.id).state == "active"
         time.sleep(0.2)
-    page = hub.browser_session("ada").get(f"{hub.url}/services/gpupool/", timeout=20)
+    browser = hub.browser_session("ada")
+    page = browser.get(f"{hub.url}/services/gpupool/", timeout=20)
     assert "will be stopped" in page.text
+    assert now(hub, lease.id).delivered_at is None, "nobody has seen it yet"
+    picture = re.search(r'<noscript>.*?<img src="([^"]+)"', page.text, re.DOTALL)
+    assert picture is not None
+    shown = {"Sec-Fetch-Dest": "image", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Site": "same-origin"}
+    answer = browser.get(f"{hub.url}{html.unescape(picture[1])}", headers=shown, timeout=20)
+    assert answer.headers["Content-Type"] == "image/gif", answer.text
     hub.wait_gone("ada")
     found = events_of(hub, lease.id)
     assert (found["told"].reason, found["told"].actor) == ("of the warning, by page", "ada")

@@ -12,7 +12,7 @@ from jupyterhub_gpupool.ledger import Delivery, Ledger, Observation
 from jupyterhub_gpupool.model import Decision, Lease, Owner, Request, Sample, Terms, Verdict
 from jupyterhub_gpupool.notices import Choice, Notice, Occasion
 
-from .conftest import HALF, Clock, Make, end, request_of, run
+from .conftest import CPU, HALF, Clock, Make, end, request_of, run
 
 WARN = 30.0
 TERMS = Terms(window=60, warn=WARN)
@@ -207,6 +207,129 @@ def test_nobody_gets_more_than_so_many_an_hour(ledger: Ledger, lease: Lease, clo
     assert len(take(ledger, per_hour=3)) == 1, "it has waited, and was not dropped"
 
 
+def test_what_is_dropped_or_waits_takes_the_place_of_no_other(make: Make, clock: Clock) -> None:
+    ledger = make()
+    first, second = (run(ledger, user, terms=TERMS) for user in ("ada", "bob"))
+    for n in range(6):  # three that have to wait behind one that was told, and three that are over
+        run(ledger, "eve", server=f"s{n}", wish=CPU, terms=TERMS)
+        look(ledger, ledger.snapshot().leases[-1])
+    look(ledger, first)
+    ledger.make_notices(tell, 100)
+    (told,) = take(ledger, per_hour=1, count=1)
+    assert told.user == "eve"
+    eve = [lease for lease in ledger.snapshot().leases if lease.user == "eve"]
+    for lease in [lease for lease in eve if lease.id != told.lease][:3]:
+        look(ledger, lease, None)
+    clock.forward(1)
+    look(ledger, second)
+    ledger.make_notices(tell, 100)
+    assert [item.user for item in take(ledger, per_hour=1, count=2)] == ["ada", "bob"]
+    assert take(ledger, per_hour=1) == []
+    states = sorted(d.state for lease in eve for d in ledger.deliveries_of(lease.id))
+    assert states == ["dropped"] * 3 + ["waiting"] * 3
+
+
+def test_more_than_is_looked_at_in_one_transaction_is_gone_through(
+    ledger: Ledger, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(5):
+        over = run(ledger, "eve", server=f"s{n}", wish=CPU, terms=TERMS)
+        look(ledger, over)
+        ledger.make_notices(tell, 100)
+        look(ledger, over, None)
+    look(ledger, lease)
+    ledger.make_notices(tell, 100)
+    monkeypatch.setattr("jupyterhub_gpupool.ledger.deliveries.AT_ONCE", 2)
+    assert [item.user for item in take(ledger)] == ["ada"]
+
+
+@pytest.mark.parametrize("back", [600.0, 86400.0, 10**7])
+def test_a_clock_that_was_set_back_puts_no_try_off(
+    ledger: Ledger, lease: Lease, clock: Clock, back: float
+) -> None:
+    look(ledger, lease)
+    ledger.make_notices(tell, 100)
+    (item,) = take(ledger)
+    ledger.not_told(item.id, "451 later", final=False)
+    clock.forward(-back)
+    (again,) = take(ledger)
+    assert (again.id, again.tries) == (item.id, 2)
+    assert take(ledger) == [], "and from now on the pauses are what they were"
+    clock.forward(60)
+    assert [d.tries for d in take(ledger)] == [3]
+
+
+def test_a_clock_that_was_set_back_keeps_nothing_new_and_nothing_rate_limited_waiting(
+    ledger: Ledger, lease: Lease, clock: Clock
+) -> None:
+    look(ledger, lease)
+    ledger.make_notices(tell, 100)
+    (told,) = take(ledger, per_hour=1)
+    ledger.told(told.id)
+    for _ in range(2):  # one that waits for the next hour, and one that is new
+        look(ledger, lease, None)
+        look(ledger, lease)
+        ledger.make_notices(tell, 100)
+        if not [d for d in ledger.deliveries_of(lease.id) if d.error]:
+            assert take(ledger, per_hour=1) == []
+    clock.forward(-86400)
+    assert len(take(ledger, per_hour=1)) == 1
+    assert take(ledger, per_hour=1) == []
+
+
+def test_what_was_told_lately_is_not_told_again_and_the_future_is_not_lately(
+    ledger: Ledger, lease: Lease, clock: Clock
+) -> None:
+    def once(seen: Occasion) -> Iterable[Notice]:
+        if seen.action == "warn" and seen.lease:
+            yield Notice("budget", "mail", lease.id, seen.lease.warning, "ada", once_in=3600.0)
+
+    def made() -> int:
+        look(ledger, lease, None)
+        look(ledger, lease)
+        return ledger.make_notices(once, 100)
+
+    assert [made(), made()] == [1, 0]
+    clock.forward(-7200)
+    assert made() == 1
+    clock.forward(3601)
+    assert made() == 1
+
+
+def test_one_who_was_renamed_is_told_under_the_new_name(ledger: Ledger, lease: Lease) -> None:
+    look(ledger, lease)
+    ledger.make_notices(lambda seen: [replace(n, facts={"user": n.user}) for n in tell(seen)], 100)
+    old = request_of("ada", HALF, "s2").owner
+    ledger.enqueue("hub", replace(request_of("ada", HALF, "s2"), owner=replace(old, name="lovelace")))
+    (item,) = take(ledger)
+    assert (item.user, item.notice.user, item.notice.facts) == ("lovelace", "lovelace", {"user": "lovelace"})
+    ledger.told(item.id)
+    found = ledger.lease(lease.id)
+    assert found is not None and (found.user, found.delivered_by) == ("lovelace", "mail")
+
+
+def test_one_who_was_renamed_gets_no_second_share_of_notices(ledger: Ledger, lease: Lease) -> None:
+    look(ledger, lease)
+    ledger.make_notices(tell, 100)
+    assert len(take(ledger, per_hour=1)) == 1
+    old = request_of("ada", HALF, "s2").owner
+    ledger.enqueue("hub", replace(request_of("ada", HALF, "s2"), owner=replace(old, name="lovelace")))
+    look(ledger, lease, None)
+    look(ledger, lease)
+    ledger.make_notices(tell, 100)
+    assert take(ledger, per_hour=1) == []
+
+
+def test_one_that_only_the_pools_own_receiver_took_is_no_delivery(ledger: Ledger, lease: Lease) -> None:
+    look(ledger, lease)
+    ledger.make_notices(tell, 100)
+    (item,) = take(ledger)
+    ledger.told(item.id, counts=False)
+    found = ledger.lease(lease.id)
+    assert found is not None and found.delivered_at is None
+    assert [d.state for d in ledger.deliveries_of(lease.id)] == ["delivered"]
+
+
 def test_the_queue_of_notices_is_bounded(make: Make) -> None:
     ledger = make()
     first, second = (run(ledger, user, terms=TERMS) for user in ("ada", "bob"))
@@ -306,6 +429,9 @@ def test_what_was_saved_is_added_up_and_bounded(ledger: Ledger, lease: Lease, cl
 
 
 def test_the_script_is_begun_once(ledger: Ledger, lease: Lease) -> None:
+    assert not ledger.begin_script(lease.id), "nobody takes it back"
+    ledger.begin_stop(lease.id, actor="service", reason="idle", script=True)
+    assert ledger.ending_of(lease.id).script["state"] == "due"
     assert [ledger.begin_script(lease.id) for _ in range(2)] == [True, False]
     ledger.end_script(lease.id, "done", 3, "one\r\x1b[31mtwo\ntoken=secret123")
     script = ledger.ending_of(lease.id).script

@@ -13,6 +13,7 @@ from jupyterhub_gpupool import configure
 from jupyterhub_gpupool.__main__ import main as gpupool
 from jupyterhub_gpupool.configuration import BACKENDS
 from jupyterhub_gpupool.ledger import Ledger
+from jupyterhub_gpupool.notices.settings import GPUPoolNotices
 
 GPUS = [{"model": "A100-SXM4-80GB", "memory": "80G", "compute_capability": "8.0", "count": 1}]
 IMAGE = f"sha256:{'1234abcd' * 8}"
@@ -343,6 +344,24 @@ def test_gpus_that_cannot_be_had_are_named(
     with pytest.raises(SystemExit) as ended:
         configure(Config(sections), backend="local")
     assert all(part in str(ended.value.code) for part in says)
+
+
+def address_of(user: str) -> str | None:
+    """Stands for a function of a lab's own module."""
+    return f"{user}@lab.example"
+
+
+def test_a_function_that_knows_addresses_is_handed_over_by_its_name(tmp_path: Path) -> None:
+    mail = {"mail_server": "m.example", "mail_from": "p@lab.example", "mail_address": address_of}
+    configure(made(tmp_path, {"GPUPoolNotices": mail}), backend="local")
+    written = json.loads((tmp_path / "service.json").read_text())["GPUPoolNotices"]
+    assert written["mail_address"] == f"{__name__}:address_of"
+    handed = GPUPoolNotices(config=Config({"GPUPoolNotices": written}))
+    assert handed.known_address() is address_of
+    with pytest.raises(SystemExit, match="a module of its own"):
+        configure(
+            made(tmp_path, {"GPUPoolNotices": {**mail, "mail_address": lambda user: None}}), backend="local"
+        )
 
 
 def test_the_secrets_of_notices_go_to_the_service_alone(

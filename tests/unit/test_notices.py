@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from dataclasses import replace
@@ -18,6 +19,7 @@ from jupyterhub_gpupool.model import Kind, Lease, State, Terms, Wish
 from jupyterhub_gpupool.notices import (
     EVENTS,
     Choice,
+    NoAddress,
     Notice,
     Occasion,
     Rules,
@@ -104,13 +106,60 @@ def test_a_warning_says_why_what_is_lost_and_from_when_it_counts() -> None:
     for part in (
         "A quarter",
         "no GPU activity for 24 min",
-        "10 min, counted from this message",
+        "Counted from this message, it is stopped in 10 min",
         "Kept: Files",
     ):
         assert part in text, part
     harmless = decide(replace(RULES, stops=False), occasion("warn"))[0]
     assert "Nothing is stopped" in harmless.text and "Lost" not in harmless.text
     assert "will be stopped" not in harmless.subject
+
+
+def test_a_message_that_is_no_delivery_does_not_say_that_it_begins_the_countdown() -> None:
+    seen = occasion("warn", replace(LEASE, server="Counted from this message,"))
+    mail, chat = decide(replace(RULES, counted=("mail",)), seen)
+    assert "\nCounted from this message, it is stopped in 10 min" in mail.text
+    assert (
+        "\nCounted from when the pool's page, JupyterLab or a message of your own has told you" in chat.text
+    )
+    assert chat.text.startswith("Session: “A quarter” (Counted from this message,)")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ({"state": "done", "status": 0}, "exit status 0"),
+        ({"state": "timeout", "status": None}, "it took too long and was ended"),
+        ({"state": "running", "status": None}, "its end is not known"),
+        ({"state": "due", "status": None}, "if you have one, it was not run"),
+        ({"state": "failed", "status": None}, "it has not run to its end"),
+    ],
+)
+def test_the_end_says_what_became_of_the_script(script: dict[str, Any], said: str) -> None:
+    (notice, _) = decide(RULES, occasion("close", ENDED, script=script))
+    assert f"Your script before-reclaim: {said}" in notice.text
+
+
+PINGS = ["@channel", "@here", "@all", "@everyone", "@bob", "<!channel>", "<@U1>", "<https://evil.example|x>",
+         "https://evil.example", "www.evil.example", "evil.example", "mailto:x@evil.example", "[x](//evil.example)",
+         "![x](http://evil.example/p.png)", "[x][y]", "~town-square", "&lt;!channel&gt;", "&#64;channel"]  # fmt: skip
+ALIVE = re.compile(r"@\w|[<>]|&(?!(?:amp|lt|gt);)|://|mailto:[^\s\u200b]|\w\.[^\W\d]|\][\[(:]|(?<!\w)~\w")
+
+
+@pytest.mark.parametrize("ping", PINGS)
+@pytest.mark.parametrize("where", ["user", "server", "path"])
+def test_nothing_that_somebody_wrote_pings_or_leads_anywhere_in_a_chat(ping: str, where: str) -> None:
+    lease = replace(ENDED, server=ping if where == "server" else "", reason="idle")
+    saved = {"documents": [ping if where == "path" else "a", "b"], "failed": []}
+    seen = occasion("close", lease, owner=ping if where == "user" else "ada", reason="idle", saved=saved)
+    body = body_of("key", decide(RULES, seen)[1])
+    text = body["text"]
+    assert text.endswith(": https://hub.example/services/gpupool/"), "our own link stays one"
+    rest = text.removesuffix("https://hub.example/services/gpupool/")
+    assert not ALIVE.search(rest), rest
+    assert ping in html.unescape(rest.replace("\u200b", "")), "and it is read as it was written"
+    if where != "path":
+        assert body[where] == ping, "machines get it plain"
 
 
 def test_the_end_says_what_was_saved_and_how_the_script_ended() -> None:
@@ -202,6 +251,26 @@ def test_an_address_is_made_of_a_name_or_not(user: str, template: str, address: 
 
 
 @pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("a.l@lab.example", ""),
+        (None, "no mail address is known of 'ada'"),
+        ("", "can be made"),
+        ("a@b.example\nBcc: c@d.example", "can be made"),
+        (7, "can be made"),
+    ],
+)
+def test_an_address_is_what_the_admins_function_says(made: Any, said: str) -> None:
+    if said:
+        with pytest.raises(NoAddress, match=said):
+            address_of("ada", Choice(), lambda user: made, ())
+    else:
+        assert address_of("ada", Choice(), lambda user: made, ()) == made
+    own = Choice(address="me@lab.example")
+    assert address_of("ada", own, lambda user: made, ("lab.example",)) == "me@lab.example"
+
+
+@pytest.mark.parametrize(
     ("own", "domains", "allowed"),
     [
         ("ada@lab.example", ("lab.example",), True),
@@ -268,6 +337,11 @@ GOOD = {
         ({**GOOD, "mail_from": ""}, "mail_from"),
         ({**GOOD, "mail_from": "p@lab.example\nBcc: x"}, "mail_from"),
         ({**GOOD, "mail_address": "everybody@lab.example"}, "mail_address"),
+        ({**GOOD, "mail_address": "tests.nowhere:f"}, "cannot be imported"),
+        ({**GOOD, "mail_address": "tests.unit.test_notices:GOOD"}, "is no function"),
+        ({**GOOD, "mail_address": lambda name: None}, "a module of its own"),
+        ({"mail_address": lambda name: None}, "a module of its own"),
+        ({"webhook_url": "https://{user}.example"}, "behind its host"),
         ({**GOOD, "mail_user": "u", "mail_security": "none"}, "in the clear"),
         ({**GOOD, "mail_user": "u", "mail_password_file": "/nowhere"}, "mail_password_file"),
         ({**GOOD, "admins": ["nobody"]}, "admins"),
@@ -293,3 +367,10 @@ def test_settings_that_do(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings.rules().events["device"] == (), "nobody to tell"
     monkeypatch.setenv("GPUPOOL_WEBHOOK_URL", "https://chat.example/x")
     assert settings.rules().events["device"] == ("webhook",)
+    assert settings.rules().counted == ("mail",)
+    settings.webhook_counts = True
+    assert settings.rules().counted == ("mail", "webhook")
+    monkeypatch.setenv("GPUPOOL_WEBHOOK_URL", "https://chat.example/{user}")
+    settings.webhook_counts = False
+    assert settings.rules().counted == ("mail", "webhook")
+    assert settings.rules().events["device"] == (), "none of the people runs the pool"

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,33 @@ async def test_a_receiver_gets_text_for_people_and_fields_for_machines() -> None
     ]
 
 
+@pytest.mark.parametrize(
+    ("body", "length"), [(b"x" * 300_000, None), (b"ok", 10**9), (b"", 5), (b"x" * 1000, 100_000)]
+)
+async def test_what_is_answered_beside_success_does_not_matter(body: bytes, length: int | None) -> None:
+    with webhook() as hook:
+        hook.answer, hook.length = body, length
+        await Webhook(hook.url, SHORT).send("key", NOTICE)
+        assert len(hook.bodies) == 1
+        hook.status = 500
+        with pytest.raises(NotTaken, match="500"):
+            await Webhook(hook.url, SHORT).send("key", NOTICE)
+
+
+async def test_each_person_has_an_address_of_their_own() -> None:
+    with webhook() as hook:
+        way = Webhook(f"{hook.url}/{{user}}", 5)
+        for name in ("ada", "../x?y#z", "a b"):
+            await way.send("key", replace(NOTICE, user=name))
+        assert hook.paths == [f"/hooks/secret/{end}" for end in ("ada", "..%2Fx%3Fy%23z", "a%20b")]
+        for name in ("", ".", ".."):
+            with pytest.raises(NotTaken, match="no webhook's address") as problem:
+                await way.send("key", replace(NOTICE, user=name))
+            assert problem.value.final
+        way.close()
+        assert hook.asked == 3
+
+
 @pytest.mark.parametrize("status", [302, 404, 429, 500])
 async def test_only_success_counts_as_taken(status: int) -> None:
     with webhook() as hook:
@@ -257,7 +285,7 @@ async def test_one_that_hangs_holds_nobody_else(office: tuple[Office, Mailbox, H
     await made.until(lambda: made.states(lease).get("webhook") == "delivered")
     assert made.states(lease)["mail"] == "waiting"
     found = made.ledger.lease(lease.id)
-    assert found is not None and found.delivered_by == "webhook"
+    assert found is not None and found.delivered_at is None, "the pool's one receiver is nobody's own"
     await made.until(lambda: made.counted("mail", "retried") >= 2)
     box.hangs.clear()
     await made.until(lambda: made.states(lease)["mail"] == "delivered")
@@ -292,6 +320,56 @@ async def test_who_has_no_address_is_not_mailed_and_the_lease_says_so(
     error = next(d.error for d in made.ledger.deliveries_of(lease.id) if d.channel == "mail")
     assert "no mail address can be made" in error and box.asked == 0
     assert made.counted("mail", "failed") == 1
+
+
+@pytest.mark.parametrize("how", ["own", "said"])
+async def test_a_receiver_of_ones_own_is_a_delivery_and_the_pools_where_the_admin_says_so(
+    office: tuple[Office, Mailbox, Hook], how: str
+) -> None:
+    made, box, hook = office
+    box.answer = "451 later"
+    if how == "own":
+        made.settings.webhook_url = f"{hook.url}/{{user}}"
+    else:
+        made.settings.webhook_counts = True
+    made.post = made.open()
+    lease = made.warned("ada")
+    await made.until(lambda: made.states(lease).get("webhook") == "delivered")
+    found = made.ledger.lease(lease.id)
+    assert found is not None and found.delivered_by == "webhook"
+    assert hook.paths == ["/hooks/secret/ada" if how == "own" else "/hooks/secret"]
+    assert "Counted from this message" in hook.bodies[0]["text"]
+
+
+def people(user: str) -> str | None:
+    """Stands for a lab's directory."""
+    if user == "lost":
+        raise ValueError("the directory is away")
+    if user == "slow":
+        time.sleep(1)
+    return {"ada": "a.lovelace@lab.example"}.get(user)
+
+
+async def test_the_admins_function_knows_the_addresses(office: tuple[Office, Mailbox, Hook]) -> None:
+    made, box, _ = office
+    made.settings.mail_address, made.settings.timeout = people, SHORT
+    made.post = made.open()
+    ada, lost, slow, nobody = (made.warned(x) for x in ("ada", "lost", "slow", "nobody"))
+    await made.until(lambda: made.states(ada).get("mail") == "delivered")
+    assert box.recipients == [["a.lovelace@lab.example"]]
+    await made.until(lambda: made.states(nobody).get("mail") == "failed")
+    await made.until(lambda: made.counted("mail", "retried") >= 2)
+    errors = [
+        next(d.error for d in made.ledger.deliveries_of(x.id) if d.channel == "mail")
+        for x in (nobody, lost, slow)
+    ]
+    assert errors == [
+        "no mail address is known of 'nobody'",
+        "mail_address gave no address: ValueError",
+        "mail_address gave no address within 0.5 s",
+    ]
+    assert made.states(lost)["mail"] == "waiting" == made.states(slow)["mail"], "they are tried again"
+    assert len(box.messages) == 1
 
 
 async def test_an_event_that_cannot_be_told_holds_up_no_other(

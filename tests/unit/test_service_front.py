@@ -9,12 +9,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from jupyterhub.services.auth import HubOAuth
 from traitlets.config import Config
 
 from jupyterhub_gpupool.ledger import Observation
 from jupyterhub_gpupool.model import Decision, Lease, Sample, Verdict
 from jupyterhub_gpupool.notices import Choice
 from jupyterhub_gpupool.notices.settings import GPUPoolNotices
+from jupyterhub_gpupool.service.app import public_link
 
 from .test_service_web import EVIL, PREFIX, Web, a_hub, a_site
 
@@ -50,8 +52,6 @@ async def test_a_warning_waits_for_its_delivery_and_says_so(site: Web) -> None:
     )  # fmt: skip
     assert warning["extendable"] and warning["stops"] and "memory" in warning["lost"] and warning["kept"]
     assert site.ledger.lease(lease.id) == lease, "reading the list is no delivery"
-    await site.ask("GET", "", "ada")
-    assert site.ledger.lease(lease.id) == lease, "nor is a page that a program fetches"
     code, shape = await site.json("POST", f"api/leases/{lease.id}/seen", "ada", body=seen(lease))
     assert (code, shape["warning"]["delivered_by"]) == (200, "jupyterlab")
     assert 20 < shape["warning"]["deadline_seconds"] <= 25 == shape["deadline_seconds"]
@@ -71,24 +71,52 @@ async def test_no_time_runs_out_where_nothing_is_stopped(site: Web) -> None:
     assert (shape["warning"]["stops"], shape["time_left_seconds"]) == (False, None)
 
 
-async def test_the_page_delivers_its_own_readers_warnings_and_no_others(site: Web) -> None:
+PICTURE = re.compile(r'<noscript>.*?<img src="([^"]+)".*?</noscript>', re.DOTALL)
+SHOWN = {"Sec_Fetch_Dest": "image", "Sec_Fetch_Mode": "no-cors", "Sec_Fetch_Site": "same-origin"}
+
+
+async def test_a_page_delivers_nothing_before_somebody_can_see_it(site: Web) -> None:
     mine, other = warned(site), warned(site, "bob")
-    page = (await site.browser("root"))[2]
-    assert "the countdown starts when its owner is told" in page
-    assert site.ledger.lease(mine.id) == mine and site.ledger.lease(other.id) == other
-    for dest in ("iframe", "image", "empty"):
-        aside = await site.ask("GET", "", Cookie=site.cookie("ada"), Sec_Fetch_Dest=dest)
-        assert aside.code == 200 and site.ledger.lease(mine.id) == mine, f"nobody sees it as {dest}"
-    ahead = await site.ask("GET", "", Cookie=site.cookie("ada"), Sec_Purpose="prefetch")
-    assert ahead.code == 200 and site.ledger.lease(mine.id) == mine, "the browser's own idea"
-    page = (await site.browser("ada"))[2].partition("<template")[0]
-    assert re.search(r"<strong[^>]*>25 s</strong>", page) and EVIL not in page and EVIL in unescape(page)
+    for user, path, theirs in (("ada", "", mine), ("bob", f"leases/{other.id}", other)):
+        answer = await site.ask("GET", path, Cookie=site.cookie(user))
+        page = answer.body.decode().partition("<template")[0]
+        assert "the countdown starts when its owner is told" in page
+        assert EVIL not in page and EVIL in unescape(page)
+        assert site.ledger.lease(mine.id) == mine and site.ledger.lease(other.id) == other
+        assert len(PICTURE.findall(page)) == 1 and theirs.id in PICTURE.findall(page)[0]
+    for path in ("", f"leases/{mine.id}"):
+        page = (await site.ask("GET", path, Cookie=site.cookie("root"))).body.decode()
+        assert not PICTURE.search(page), "an admin is not the person"
+
+
+@pytest.mark.parametrize("path", ["", "leases/{}"])
+async def test_a_page_without_javascript_delivers_by_a_picture(site: Web, path: str) -> None:
+    mine, other = warned(site), warned(site, "bob")
+    sent = {"Cookie": site.cookie("ada")}
+    page = (await site.ask("GET", path.format(mine.id), **sent)).body.decode()
+    (picture,) = PICTURE.findall(page)
+    address = unescape(picture).removeprefix(PREFIX)
+    for aside in (
+        {"Sec_Purpose": "prefetch;prerender"}, {"Purpose": "prefetch"}, {"X_Moz": "prefetch"},
+        {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}, {"Sec_Fetch_Dest": "empty"},
+        {"Sec_Fetch_Dest": "document", "Sec_Fetch_Mode": "navigate"},
+    ):  # fmt: skip
+        answer = await site.ask("GET", address, **sent, **{**SHOWN, **aside})
+        assert answer.code == 403 and site.ledger.lease(mine.id) == mine, aside
+    await site.refused(403, "GET", address, "ada")
+    await site.refused(404, "GET", address, Cookie=site.cookie("bob"), **SHOWN)
+    await site.refused(404, "GET", address, Cookie=site.cookie("root"), **SHOWN)
+    await site.refused(409, "GET", address[:-1], **sent, **SHOWN)
+    await site.refused(403, "GET", address, **SHOWN)
+    assert site.ledger.lease(mine.id) == mine
+    answer = await site.ask("GET", address, **sent, **SHOWN)
+    assert (answer.code, answer.headers["Content-Type"], answer.body[:6]) == (200, "image/gif", b"GIF89a")
     told = site.ledger.lease(mine.id)
     assert told is not None and told.delivered_by == "page" and site.ledger.lease(other.id) == other
-    answer = await site.ask("GET", f"leases/{other.id}", Cookie=site.cookie("bob"))
-    assert b"25 s" in answer.body and EVIL.encode() not in answer.body
-    told = site.ledger.lease(other.id)
-    assert told is not None and told.delivered_by == "page"
+    page = (await site.ask("GET", path.format(mine.id), **sent)).body.decode().partition("<template")[0]
+    assert re.search(r"<strong[^>]*>25 s</strong>", page) and not PICTURE.search(page)
+    assert (await site.ask("GET", address, **sent)).code == 200, "once more, by an older browser"
+    assert site.counted == [("page", "delivered")]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +183,63 @@ async def test_a_front_end_logs_in_with_one_request(site: Web) -> None:
         "GET", "api/session", Sec_Fetch_Mode="no-cors", Sec_Fetch_Site="same-origin", **headers
     )
     assert json.loads(again.body)["xsrf"] == shape["xsrf"]
+
+
+async def test_with_a_domain_for_each_user_pages_work_and_no_other_origin_may_read(site: Web) -> None:
+    """The session of a person is another origin there: its extension gets nothing, and is silent."""
+    HubOAuth.instance().hub_host = "https://hub.example"
+    lease = site.active("ada")
+    answer = await site.ask("GET", "")
+    assert answer.headers["Location"].startswith("https://hub.example/hub/api/oauth2/authorize?")
+    answer = await site.ask("GET", "", Cookie=site.cookie("ada"))
+    page = answer.body.decode()
+    assert 'data-hub="https://hub.example/hub/"' in page and f'data-prefix="{PREFIX}"' in page
+    assert 'href="https://hub.example/hub/spawn/ada/"' in page and f'src="{PREFIX}static/gpupool.js' in page
+    policy = answer.headers["Content-Security-Policy"]
+    for part in ("style-src 'self' https://hub.example;", "default-src 'self';", "form-action 'self';"):
+        assert part in policy
+    assert "connect-src" not in policy and "script-src" not in policy, "both are 'self'"
+    session = {
+        "Origin": "https://ada.hub.example",
+        "Sec_Fetch_Site": "same-site",
+        "Cookie": site.cookie("ada"),
+    }
+    for method, path, mode in (
+        ("GET", "api/session", "no-cors"), ("GET", "api/leases", "cors"), ("OPTIONS", "api/leases", "cors"),
+        ("POST", f"api/leases/{lease.id}/extend", "cors"), ("DELETE", f"api/leases/{lease.id}", "cors"),
+    ):  # fmt: skip
+        answer = await site.ask(method, path, Sec_Fetch_Mode=mode, **session)
+        assert answer.code in (403, 405), (path, answer.body)
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+    assert site.ledger.lease(lease.id) == lease
+    site.ledger.begin_stop(lease.id, actor="service", reason="idle")
+    site.ledger.close(lease.id, actor="service")
+    _, shape = await site.json("GET", f"api/leases/{lease.id}", "ada")
+    assert shape["again"] == "https://hub.example/hub/spawn/ada?opt-profile=quarter"
+
+
+@pytest.mark.parametrize(
+    ("configured", "said", "link"),
+    [
+        ("", {}, ""),
+        ("https://a.example", {}, "https://a.example/services/gpupool/"),
+        ("https://a.example/hub/", {"URL": "https://b.example/x/"}, "https://a.example/services/gpupool/"),
+        ("", {"HUB_URL": "https://a.example/hub/"}, "https://a.example/services/gpupool/"),
+        ("", {"URL": "https://a.example/services/gpupool/"}, "https://a.example/services/gpupool/"),
+        (
+            "https://a.example",
+            {"URL": "https://gpupool.a.example/services/gpupool/", "HOST": "https://a.example"},
+            "https://gpupool.a.example/services/gpupool/",
+        ),
+    ],
+)
+def test_the_links_in_notices_lead_to_the_service(configured: str, said: dict[str, str], link: str) -> None:
+    names = {
+        "URL": "JUPYTERHUB_PUBLIC_URL",
+        "HUB_URL": "JUPYTERHUB_PUBLIC_HUB_URL",
+        "HOST": "JUPYTERHUB_HOST",
+    }
+    assert public_link(configured, {names[name]: value for name, value in said.items()}) == link
 
 
 @pytest.mark.parametrize("where", ["cross-site", "same-site"])
