@@ -275,8 +275,7 @@ class Lease:
     groups: tuple[str, ...]
     options: Mapping[str, Any]
     slices: tuple[Slice, ...]
-    gpus: float
-    """GPU-equivalents held, or wished for while queued where that is certain, else 0."""
+    gpus: float  # GPU-equivalents held, or wished for while queued where that is certain, else 0
     group: str  # whose limit the grant was counted against; empty when no group has one
     url: str
     runtime: Mapping[str, Any]  # by which the backend finds the session again (pid, port, …); never a secret
@@ -287,6 +286,7 @@ class Lease:
     idle_seconds: float = 0
     idle_samples: int = 0  # looks since the last use that saw none
     low_samples: int = 0  # looks in a row that saw little
+    unseen_seconds: float = 0  # for which looks have seen nothing
     idle_total: float = 0  # idle seconds in all; ``idle_seconds`` begins anew with each use
     grace_seconds: float = 0  # left of an extension: until it has run out the lease is kept
     extended_seconds: float = 0

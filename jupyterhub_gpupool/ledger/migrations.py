@@ -125,6 +125,7 @@ def to_3(conn: Connection) -> None:
         "UPDATE leases SET deadline_seconds = NULL, warned_at = NULL, warned_for = '' WHERE state = 'active'",
         "ALTER TABLE leases ADD COLUMN idle_samples INTEGER DEFAULT '0' NOT NULL",
         "ALTER TABLE leases ADD COLUMN low_samples INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE leases ADD COLUMN unseen_seconds FLOAT DEFAULT '0' NOT NULL",
         "ALTER TABLE leases ADD COLUMN signal VARCHAR(16) DEFAULT '' NOT NULL",
     ):
         conn.exec_driver_sql(statement)

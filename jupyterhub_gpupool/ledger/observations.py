@@ -45,6 +45,7 @@ class Observation:
     undelivered_seconds: float = 0.0
     idle_samples: int = 0
     low_samples: int = 0
+    unseen_seconds: float = 0.0
 
 
 _record = (
@@ -58,6 +59,7 @@ _record = (
                 "idle_seconds",
                 "idle_samples",
                 "low_samples",
+                "unseen_seconds",
                 "signal",
                 "idle_total",
                 "grace_seconds",
@@ -115,6 +117,7 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
                 "new_idle_seconds": item.idle_seconds,
                 "new_idle_samples": item.idle_samples,
                 "new_low_samples": item.low_samples,
+                "new_unseen_seconds": item.unseen_seconds,
                 "new_signal": item.verdict.signal,
                 "new_idle_total": row.idle_total + idle.get(item.lease, 0.0),
                 "new_grace_seconds": item.grace_seconds,
