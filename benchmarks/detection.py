@@ -218,15 +218,14 @@ class PoolRule:
         self._terms = Terms(window=WINDOW, warn=0, min_age=0, threshold=life.threshold)
         self._idle = idleness.Idle()
         self._left: float | None = None
-        self._rule, self._age, self._unseen = "", 0.0, 0.0
+        self._rule, self._age = "", 0.0
 
     def stops(self, look: int) -> bool:
         value, pace = self._life.seen[look], self._life.interval
         sample = Sample(value, processes=1)
         busy = idleness.is_busy(sample, self._terms.threshold)
-        self._age, self._unseen = self._age + pace, self._unseen + pace
-        self._idle = idleness.look(self._idle, sample, self._terms, pace, pace, unseen=self._unseen)
-        self._unseen = self._unseen if busy is None else 0.0
+        self._age += pace
+        self._idle = idleness.look(self._idle, sample, self._terms, pace, pace)
         found = idleness.judge(
             idleness.Facts(
                 self._terms,

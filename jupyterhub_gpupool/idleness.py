@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from .model import Decision, Kind, Sample, Terms, Verdict, When
+from .model import Decision, Kind, Lease, Sample, Terms, Verdict, When
 from .signals import GPU, PROCESSES, Work, span
 
 IDLE = "idle"
@@ -49,6 +49,13 @@ class Idle:
     """Looks that saw no use."""
     low: int = 0
     """Looks in a row, up to the last one, that saw little use."""
+    unseen: float = 0.0
+    """Seconds, up to the last look, for which looks have seen nothing."""
+
+    @classmethod
+    def of(cls, lease: Lease) -> Idle:
+        """What the ledger keeps of a lease."""
+        return cls(lease.idle_seconds, lease.idle_samples, lease.low_samples, lease.unseen_seconds)
 
     @property
     def steady(self) -> bool:
@@ -144,21 +151,21 @@ def is_quiet(sample: Sample, threshold: float) -> bool:
     return is_busy(sample, threshold) is False and not is_low(sample, threshold)
 
 
-def look(
-    before: Idle, sample: Sample, terms: Terms, elapsed: float, interval: float, *, unseen: float = 0.0
-) -> Idle:
+def look(before: Idle, sample: Sample, terms: Terms, elapsed: float, interval: float) -> Idle:
     """Add one look to what is known of the idleness of a slice: the peak over the window, look by look.
 
     Use at the threshold begins anew, and so does the :data:`STEADY`-th look in a row with little use.  Unknown
-    changes nothing.  ``unseen`` are the seconds since the last look that saw anything, by the database's
-    clock: where that is a whole window, and more than :data:`GAP_LEAST`, what was seen before is forgotten.
+    adds no idle time; after a whole window of it, and no less than :data:`GAP_LEAST`, what was seen before is
+    forgotten.  While nobody looks at all is no such gap: after that, a whole warning is given again.
     """
     busy = is_busy(sample, terms.threshold)
     if busy is None:
-        return replace(before, seconds=max(0.0, before.seconds))
+        return replace(
+            before, seconds=max(0.0, before.seconds), unseen=before.unseen + tick(elapsed, interval)
+        )
     if busy:
         return Idle()
-    if unseen >= max(terms.window, GAP_LEAST):
+    if before.unseen >= max(terms.window, GAP_LEAST):
         before, elapsed = Idle(), 0.0
     low = before.low + 1 if is_low(sample, terms.threshold) else 0
     if low >= STEADY:

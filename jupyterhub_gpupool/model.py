@@ -284,6 +284,7 @@ class Lease:
     idle_seconds: float = 0
     idle_samples: int = 0  # looks since the last use that saw none
     low_samples: int = 0  # looks in a row that saw little
+    unseen_seconds: float = 0  # for which looks have seen nothing
     idle_total: float = 0  # idle seconds in all; ``idle_seconds`` begins anew with each use
     grace_seconds: float = 0  # left of an extension: until it has run out the lease is kept
     extended_seconds: float = 0

@@ -73,6 +73,7 @@ def to_2(conn: Connection) -> None:
 SIGNALS_AND_RUNGS = (
     "ALTER TABLE leases ADD COLUMN idle_samples INTEGER DEFAULT '0' NOT NULL",
     "ALTER TABLE leases ADD COLUMN low_samples INTEGER DEFAULT '0' NOT NULL",
+    "ALTER TABLE leases ADD COLUMN unseen_seconds FLOAT DEFAULT '0' NOT NULL",
     "ALTER TABLE leases ADD COLUMN signal VARCHAR(16) DEFAULT '' NOT NULL",
     "ALTER TABLE devices ADD COLUMN examined INTEGER DEFAULT '0' NOT NULL",
     "ALTER TABLE devices ADD COLUMN unclean TEXT DEFAULT '' NOT NULL",

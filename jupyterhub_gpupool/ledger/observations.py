@@ -45,10 +45,13 @@ class Observation:
     undelivered_seconds: float = 0.0
     idle_samples: int = 0
     low_samples: int = 0
-    over_seconds: float | None = None
-    """As in a lease."""
+    unseen_seconds: float = 0.0
+    over_seconds: float | None = None  # as in a lease
 
 
+_as_seen = (
+    "idle_seconds", "idle_samples", "low_samples", "unseen_seconds", "grace_seconds", "deadline_seconds",
+)  # fmt: skip
 _record = (
     update(t.leases)
     .where(t.leases.c.id == bindparam("key"))
@@ -60,6 +63,7 @@ _record = (
                 "idle_seconds",
                 "idle_samples",
                 "low_samples",
+                "unseen_seconds",
                 "signal",
                 "idle_total",
                 "grace_seconds",
@@ -117,13 +121,9 @@ def record(tx: Transaction, observed: Iterable[Observation]) -> dict[str, int]:
             {
                 "key": item.lease,
                 "new_version": item.version + 1,
-                "new_idle_seconds": item.idle_seconds,
-                "new_idle_samples": item.idle_samples,
-                "new_low_samples": item.low_samples,
+                **{f"new_{name}": getattr(item, name) for name in _as_seen},
                 "new_signal": item.verdict.signal,
                 "new_idle_total": row.idle_total + idle.get(item.lease, 0.0),
-                "new_grace_seconds": item.grace_seconds,
-                "new_deadline_seconds": item.deadline_seconds,
                 "new_warned_at": None if not warned else tx.now if changed else row.warned_at or tx.now,
                 "new_warned_for": item.warned_for if warned else "",
                 "new_warning": uuid.uuid4().hex if new else row.warning,

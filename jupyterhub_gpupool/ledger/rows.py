@@ -169,6 +169,7 @@ def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
         idle_seconds=row.idle_seconds,
         idle_samples=row.idle_samples,
         low_samples=row.low_samples,
+        unseen_seconds=row.unseen_seconds,
         idle_total=row.idle_total,
         grace_seconds=row.grace_seconds,
         extended_seconds=row.extended_seconds,

@@ -189,6 +189,7 @@ leases = Table(
     Column("undelivered_seconds", Float, nullable=False, server_default="0"),
     Column("idle_samples", Integer, nullable=False, server_default="0"),  # looks that make up idle_seconds
     Column("low_samples", Integer, nullable=False, server_default="0"),  # looks in a row that saw little use
+    Column("unseen_seconds", Float, nullable=False, server_default="0"),  # for which looks have seen nothing
     Column("signal", String(16), nullable=False, server_default=""),  # which one decided the verdict
     Column("gone_at", Float),  # when its session was proved gone; set where its slices are examined
     Column("trouble", Text, nullable=False, server_default=""),

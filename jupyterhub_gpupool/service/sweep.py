@@ -221,9 +221,7 @@ class Sweep:
         interval = self.rules.interval
         busy = idleness.is_busy(sample, lease.terms.threshold)
         counting = lease.counting or lease.delivered_at is not None
-        unseen = now - (now if lease.sampled_at is None else lease.sampled_at)
-        before = idleness.Idle(lease.idle_seconds, lease.idle_samples, lease.low_samples)
-        idle = idleness.look(before, sample, lease.terms, elapsed, interval, unseen=unseen)
+        idle = idleness.look(idleness.Idle.of(lease), sample, lease.terms, elapsed, interval)
         facts = idleness.Facts(
             terms=lease.terms,
             kind=lease.wish.kind,
@@ -259,6 +257,7 @@ class Sweep:
             idle_seconds=idle.seconds,
             idle_samples=idle.samples,
             low_samples=idle.low,
+            unseen_seconds=idle.unseen,
             grace_seconds=facts.grace_seconds,
             deadline_seconds=deadline,
             warned_for=warned_for,

@@ -195,23 +195,27 @@ def test_burning_a_little_ends_at_max_age_and_not_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "sample", "unseen", "expected"),
+    ("before", "sample", "expected"),
     [
-        (Idle(50, 5), Sample(0.0), 10, Idle(60, 6)),
-        (Idle(50, 5), Sample(9.0), 10, Idle()),
-        (Idle(50, 5, 2), Sample(), 10, Idle(50, 5, 2)),
-        (Idle(50, 5, 2), Sample(0.9), 10, Idle(60, 6)),
-        (Idle(50, 5, 2), Sample(1.0), 10, Idle(60, 6, 3)),
-        (Idle(50, 5, 2), Sample(1.0, processes=0), 10, Idle(60, 6)),  # not of this session
-        (Idle(50, 5, STEADY - 1), Sample(1.0), 10, Idle(low=STEADY)),
-        (Idle(0, 0, STEADY), Sample(0.0), 10, Idle(10, 1)),
-        (Idle(50, 5), Sample(0.0), 59, Idle(60, 6)),
-        (Idle(50, 5), Sample(0.0), 60, Idle(0, 1)),  # a whole window without a sample
-        (Idle(50, 5), Sample(), 600, Idle(50, 5)),
+        (Idle(50, 5), Sample(0.0), Idle(60, 6)),
+        (Idle(50, 5), Sample(9.0), Idle()),
+        (Idle(50, 5, 2), Sample(), Idle(50, 5, 2, 10)),
+        (Idle(50, 5, 2), Sample(0.9), Idle(60, 6)),
+        (Idle(50, 5, 2), Sample(1.0), Idle(60, 6, 3)),
+        (Idle(50, 5, 2), Sample(1.0, processes=0), Idle(60, 6)),  # not of this session
+        (Idle(50, 5, STEADY - 1), Sample(1.0), Idle(low=STEADY)),
+        (Idle(0, 0, STEADY), Sample(0.0), Idle(10, 1)),
+        (Idle(50, 5, 0, 59), Sample(0.0), Idle(60, 6)),
+        (Idle(50, 5, 0, 60), Sample(0.0), Idle(0, 1)),  # a whole window of looks that saw nothing
+        (Idle(50, 5, 0, 60), Sample(), Idle(50, 5, 0, 70)),
     ],
 )
-def test_a_look(before: Idle, sample: Sample, unseen: float, expected: Idle) -> None:
-    assert look(before, sample, TERMS, 10, 10, unseen=unseen) == expected
+def test_a_look(before: Idle, sample: Sample, expected: Idle) -> None:
+    assert look(before, sample, TERMS, 10, 10) == expected
+
+
+def test_while_nobody_looks_is_no_gap() -> None:
+    assert look(Idle(50, 5), Sample(0.0), TERMS, 86400, 10) == Idle(70, 6)
 
 
 # --- whole lives ---------------------------------------------------------------------------------
@@ -221,12 +225,11 @@ INTERVAL = 10.0
 
 def live(samples: list[Sample], terms: Terms, work: Work = Work()) -> float | None:  # noqa: B008
     """When the rule stops a session that is seen so, look after look; None: it lives on."""
-    idle, left, rule, seen_at = Idle(), None, "", 0.0
+    idle, left, rule = Idle(), None, ""
     for number, sample in enumerate(samples):
         now = number * INTERVAL
         busy = is_busy(sample, terms.threshold)
-        idle = look(idle, sample, terms, INTERVAL, INTERVAL, unseen=now - seen_at)
-        seen_at = seen_at if busy is None else now
+        idle = look(idle, sample, terms, INTERVAL, INTERVAL)
         left = count_down(left, rule, busy, INTERVAL, INTERVAL)
         found = judge(
             Facts(
