@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import * as words from '../src/words';
-import { lease, trans, warning } from './fakes';
+import { lease, marked, trans, untranslated, warning } from './fakes';
 
 test('durations are written as on the pool’s own pages', () => {
   const found = [0, 59.4, 59.6, 60, 61, 3599, 3600, 7260].map(one => words.duration(one, trans));
@@ -98,4 +98,25 @@ test('why something cannot be extended is said', () => {
 
 test('reasons become sentences', () => {
   assert.deepEqual(['', ' idle ', 'Done.', 'what?'].map(words.sentence), ['', 'Idle.', 'Done.', 'What?']);
+});
+
+test('every word of the extension’s own can be translated', () => {
+  // Letters that are not marked as translated can only be what the service has written: here that has none.
+  const theirs = warning({ reason: '1', lost: '2', kept: '3' });
+  const warned = lease({ warning: theirs, simulated: true, why: '4', saved: { documents: ['a'], failed: ['b'] } });
+  const states = ['queued', 'starting', 'active', 'stopping', 'closed'] as const;
+  const leases = [lease(), warned, lease({ memory_mib: null, utilization: null }), ...states.map(state => lease({ state }))];
+  const meters = leases
+    .flatMap(one => [60, 4000, null].flatMap(left => [false, true].map(away => words.meter(one, left, away, marked))))
+    .flatMap(one => [one.text, one.label]);
+  const warnings = [true, false].flatMap(stops =>
+    [true, false].flatMap(extendable => {
+      const one = { ...theirs, stops, extendable };
+      const messages = [61, null].map(left => words.warningMessage(one, left, marked));
+      return [...messages, ...words.warningDetails(warned, one, marked)];
+    })
+  );
+  for (const text of [...meters, ...warnings, words.endedMessage(warned, marked)]) {
+    assert.doesNotMatch(untranslated(text), /\p{L}/u, text);
+  }
 });
