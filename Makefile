@@ -44,7 +44,7 @@ lint:
 	@$(BIN)/codespell
 
 bench:
-	@$(INSTALL) hub demo docker nvidia
+	@$(INSTALL) hub demo docker nvidia test
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit; done
 
 # The image's lock files alone pin what is in it: nothing of .venv goes into it.
