@@ -62,7 +62,7 @@ test('a warning is shown, told to the service, and only then counts down', async
   assert.equal(scene.first, 'This session stops in 3 min.');
   assert.equal(scene.page.updates, 3);
   await scene.seconds(130);
-  assert.equal(scene.first, 'This session stops in 1 min 49 s.');
+  assert.equal(scene.first, 'This session stops in 1 min 45 s.');
   assert.equal(scene.page.lasting.length, 1);
 });
 
