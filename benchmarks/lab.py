@@ -76,7 +76,7 @@ def hub_of(parent: Path) -> Iterator[Hub]:
     (jupyter / "labextensions").mkdir(parents=True)
     (jupyter / "labextensions" / NAME).symlink_to(ROOT / "jupyterhub_gpupool" / "labextension")
     calm = {"window": 3600, "warn": 600, "extend": 0, "extend_max": 0, "min_age": 0}
-    idle = {"without": calm, "idle": calm, "warned": {**calm, "window": 5, "warn": 180}}
+    idle = {"without": calm, "idle": calm, "warned": {**calm, "window": 5, "warn": 150}}
     profiles = [
         {
             "slug": arm,
