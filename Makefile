@@ -47,7 +47,7 @@ lint:
 
 # One that fails does not keep the others from being run.  2: what it needs is not on this machine, and it has said so.
 bench:
-	@$(INSTALL) hub demo docker nvidia
+	@$(INSTALL) hub demo docker nvidia test
 	@failed=0; for file in benchmarks/$(BENCH).py; do \
 	    set --; [ "$$file" != benchmarks/month.py ] || [ -z '$(NOTEBOOKS)' ] || set -- '$(NOTEBOOKS)'; \
 	    echo "== $$file"; $(BIN)/python "$$file" "$$@" || [ $$? -eq 2 ] || failed=1; \

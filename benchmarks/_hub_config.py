@@ -1,7 +1,8 @@
 """The hubs of the benchmarks: the demo's hub with the pool, and the same hub without it.
 
 Read from ``GPUPOOL_BENCH``: ``arm`` (``pool``, ``stock``), ``session`` (``miniature``, ``real``, ``null``,
-``waiting``, ``container``), ``image`` and ``network`` of containers, ``gpus``, ``config`` (sections of settings),
+``waiting``, ``container``), ``image`` and ``network`` of containers, ``gpus``, ``first`` (sections of settings
+that `configure` reads), ``config`` (sections of settings that are to stand after it),
 ``trace`` (a file for what holds the event loop), ``longest_pause`` (seconds, before the next look at a server
 that starts).
 """
@@ -58,6 +59,8 @@ if given["session"] == "container":
     if not pooled:
         c.JupyterHub.spawner_class = "dockerspawner.DockerSpawner"
         c.DockerSpawner.remove = True
+for section, values in given.get("first", {}).items():
+    c[section].update(values)
 if pooled:
     configure(c, backend=backend)
 if given["session"] == "null":

@@ -85,6 +85,7 @@ for extra in "$@"; do
     echo "$source" >"$stamp"
 done
 # An editable install leaves out data files, so JupyterLab is shown the built extension where it lies.
-mkdir -p .venv/share/jupyter/labextensions
-ln -sfn "$(pwd)/jupyterhub_gpupool/labextension" .venv/share/jupyter/labextensions/jupyterhub-gpupool
+mkdir -p .venv/share/jupyter/labextensions &&
+    ln -sfn "$(pwd)/jupyterhub_gpupool/labextension" .venv/share/jupyter/labextensions/jupyterhub-gpupool ||
+    fail "JupyterLab cannot be shown its extension: the link in .venv/share/jupyter/labextensions cannot be made."
 if [ -n "$last" ]; then say "$last"; fi

@@ -197,13 +197,7 @@ class GPUPoolService(Application):
             )
         return float(proposal.value)
 
-    @validate(
-        "undelivered_max",
-        "before_reclaim_timeout",
-        "session_timeout",
-        "hand_over_timeout",
-        "memory_excess_time",
-    )
+    @validate(*MOST_SECONDS)
     def _valid_patience(self, proposal: Any) -> float | None:
         most = MOST_SECONDS[proposal.trait.name]
         if proposal.value is not None and not 0 <= proposal.value <= most:

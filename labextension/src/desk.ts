@@ -80,6 +80,7 @@ export class Desk {
     this._lease = look.lease;
     if (look.lease !== null) {
       this._forgetEnd();
+      this._saveAtEnd(look.lease);
     }
     const warning = look.lease?.state === 'active' ? look.lease.warning : null;
     if (warning === null) {
@@ -172,7 +173,9 @@ export class Desk {
 
   private async _release(id: string): Promise<void> {
     await this._act(async () => {
-      this._answered(await this._service.release(id));
+      const lease = await this._service.release(id);
+      this._savedAtEnd = id; // by the one who pressed the button
+      this._answered(lease);
       this._page.notify('info', this._trans.__('The session is being ended.'), [], SHORT);
     });
   }
@@ -296,6 +299,14 @@ export class Desk {
     }
   }
 
+  /** The end has begun, by this page's warning or without one: the last moment, once. */
+  private _saveAtEnd(lease: ILease): void {
+    if (lease.state === 'stopping' && this._savedAtEnd !== lease.id) {
+      this._savedAtEnd = lease.id;
+      void this._save(lease.id);
+    }
+  }
+
   private async _save(id: string): Promise<ISaved> {
     const saved = await this._page.save();
     if (saved.documents.length + saved.failed.length > 0) {
@@ -339,6 +350,8 @@ export class Desk {
   /** Whether it could not be told, so that it is tried again with the next look. */
   private _failed = false;
   private _savedUnseen = '';
+  /** The session whose documents were saved when its end had begun. */
+  private _savedAtEnd = '';
   private _ended = '';
   private _note: string | null = null;
 }

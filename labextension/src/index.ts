@@ -11,6 +11,8 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { Desk } from './desk';
 import { Meter } from './meter';
 import { Page } from './page';
+import { placeOf } from './place';
+import type { IPlace } from './place';
 import { Service } from './service';
 import { Watch } from './watch';
 import type { ILook, INews, IWorld } from './watch';
@@ -19,18 +21,6 @@ import type { ITrans } from './words';
 
 const NAME = 'jupyterhub-gpupool';
 const SECOND = 1000;
-
-/** Whose session this page is, and where its hub's service would be; null outside a hub. */
-function whose(): { user: string; server: string; prefix: string } | null {
-  const hub = PageConfig.getOption('hubPrefix');
-  // The owner of the server, who need not be the one who looks at it; hubs before 5 only tell the latter.
-  const user = PageConfig.getOption('hubServerUser') || PageConfig.getOption('hubUser');
-  if (!hub.endsWith('hub/') || !user) {
-    return null;
-  }
-  const prefix = `${hub.slice(0, -'hub/'.length)}services/gpupool/`;
-  return { user, server: PageConfig.getOption('hubServerName'), prefix };
-}
 
 const world: IWorld = {
   now: () => Date.now(),
@@ -86,7 +76,7 @@ function addCommands(
 
 function follow(
   app: JupyterFrontEnd,
-  who: { user: string; server: string; prefix: string },
+  who: IPlace,
   statusBar: IStatusBar | null,
   palette: ICommandPalette | null,
   page: Page,
@@ -148,7 +138,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
     info: JupyterLab.IInfo | null,
     translator: ITranslator | null
   ): void => {
-    const who = whose();
+    const who = placeOf(name => PageConfig.getOption(name), window.location.hostname);
     if (who !== null) {
       const words = translator ?? nullTranslator;
       const trans = words.load('jupyterhub_gpupool');

@@ -25,9 +25,13 @@ export function duration(seconds: number, trans: ITrans): string {
   return minutes % 60 ? trans.__('%1 h %2 min', hours, minutes % 60) : trans.__('%1 h', hours);
 }
 
-/** What is left: in the last two minutes to the second, before that without the seconds' unrest. */
+/** What is left, never more: to the second only at the very end, because each change is drawn anew and draws the eye. */
 export function remaining(seconds: number, trans: ITrans): string {
-  return duration(seconds <= 120 ? Math.ceil(seconds) : Math.floor(seconds / 60) * 60, trans);
+  if (seconds <= 30) {
+    return duration(Math.ceil(seconds), trans);
+  }
+  const step = seconds <= 120 ? 5 : 60;
+  return duration(Math.floor(seconds / step) * step, trans);
 }
 
 export function percent(value: number | null, trans: ITrans): string {

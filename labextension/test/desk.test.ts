@@ -4,17 +4,21 @@ import { test } from 'node:test';
 import { Desk } from '../src/desk';
 import { Service } from '../src/service';
 import type { ILease, IWarning } from '../src/shapes';
-import { FakePage, Hub, lease, settle, trans, warning, World } from './fakes';
+import { FakePage, Hub, lease, marked, settle, trans, untranslated, warning, World } from './fakes';
 
 class Scene {
   hub = new Hub();
   world = new World();
   page = new FakePage(this.world);
   answered: ILease[] = [];
-  desk = new Desk(new Service('/hub-base/services/gpupool/', 'ada', this.hub.fetch), this.page, trans, one => {
-    this.answered.push(one);
-    this.look(one);
-  });
+  desk: Desk;
+
+  constructor(words = trans) {
+    this.desk = new Desk(new Service('/hub-base/services/gpupool/', 'ada', this.hub.fetch), this.page, words, one => {
+      this.answered.push(one);
+      this.look(one);
+    });
+  }
 
   look(one: ILease | null, ended: ILease | null = null): void {
     this.desk.look({ lease: one, ended, away: false, at: this.world.now() });
@@ -58,7 +62,7 @@ test('a warning is shown, told to the service, and only then counts down', async
   assert.equal(scene.first, 'This session stops in 3 min.');
   assert.equal(scene.page.updates, 3);
   await scene.seconds(130);
-  assert.equal(scene.first, 'This session stops in 1 min 49 s.');
+  assert.equal(scene.first, 'This session stops in 1 min 45 s.');
   assert.equal(scene.page.lasting.length, 1);
 });
 
@@ -203,6 +207,35 @@ test('a hidden page saves in time, but shows nothing', async () => {
   assert.deepEqual([scene.page.saves, scene.page.lasting], [1, []]);
 });
 
+test('documents are saved once where the end has begun before the page hears of it', async () => {
+  for (const seen of [true, false]) {
+    const scene = new Scene();
+    scene.world.seen = seen;
+    scene.hub.leases = [lease({ state: 'stopping' })];
+    scene.look(lease());
+    for (let look = 0; look < 3; look += 1) {
+      scene.look(scene.hub.leases[0]);
+      await settle();
+    }
+    assert.equal(scene.page.saves, 1);
+    assert.deepEqual(scene.hub.asked(), ['GET session', 'POST leases/l1/saved']);
+    scene.hub.leases = [lease({ id: 'l2', state: 'stopping' })];
+    scene.look(scene.hub.leases[0]);
+    await settle();
+    assert.equal(scene.page.saves, 2, 'the next session has its own end');
+  }
+});
+
+test('what was typed after the last save of a warning is saved when the end begins', async () => {
+  const scene = new Scene();
+  await scene.warn(30);
+  await scene.seconds(21);
+  assert.equal(scene.page.saves, 2);
+  scene.look(lease({ state: 'stopping' }));
+  await settle();
+  assert.equal(scene.page.saves, 3);
+});
+
 test('where nothing will be stopped, nothing is saved and nothing threatens', async () => {
   const scene = new Scene();
   await scene.warn(30, { stops: false });
@@ -247,6 +280,8 @@ test('Release asks once, saves, tells, and releases', async () => {
   assert.deepEqual(scene.page.asked, ['Release this session?']);
   const done = scene.hub.asked().filter(one => one !== 'GET session');
   assert.deepEqual(done, ['POST leases/l1/saved', 'DELETE leases/l1']);
+  assert.equal(scene.answered[0].state, 'stopping');
+  assert.equal(scene.page.saves, 1);
 });
 
 test('Release does nothing when the person thinks better of it', async () => {
@@ -293,4 +328,29 @@ test('after the end a note says why and what was saved, and queues again', async
   assert.deepEqual([scene.page.went[0].profile, scene.page.gone], ['half', true]);
   scene.look(lease({ id: 'l2' }));
   assert.deepEqual([scene.page.lasting, scene.page.gone], [[], false]);
+});
+
+test('every word of the buttons and of what they do can be translated', async () => {
+  const scene = new Scene(marked);
+  const { page } = scene;
+  page.unsaved = { documents: [], failed: ['1'] };
+  await scene.warn(70, { reason: '2', lost: '3', kept: '4' });
+  page.press('«Extend»');
+  page.press('«Details»');
+  await settle();
+  await scene.warn(70, { id: 'w2', reason: '2' });
+  await scene.seconds(61);
+  page.press('«Release»');
+  await settle();
+  page.press('«Release anyway»');
+  await settle();
+  scene.hub.always = 'broken';
+  await scene.desk.extend();
+  scene.look(null, lease({ state: 'closed', why: '5', again: '/hub/spawn' }));
+  const actions = page.shown.flatMap(note => note.actions).flatMap(one => [one.label, one.caption]);
+  const texts = [...page.shown.map(note => note.message), ...actions, ...page.said, ...page.asked, ...page.told.flat()];
+  assert.ok(texts.length > 20);
+  for (const text of texts) {
+    assert.doesNotMatch(untranslated(text), /\p{L}/u, text);
+  }
 });

@@ -13,6 +13,18 @@ export const trans: ITrans = {
   _n: (one, many, count) => fill(count === 1 ? one : many, [count])
 };
 
+/** Translates everything into «the same». */
+export const marked: ITrans = {
+  __: (...given) => `«${trans.__(...given)}»`,
+  _n: (...given) => `«${trans._n(...given)}»`
+};
+
+/** What is left of a text without all that has been translated. */
+export function untranslated(text: string): string {
+  const shorter = text.replace(/«[^«»]*»/g, '');
+  return shorter === text ? text : untranslated(shorter);
+}
+
 export function warning(given: Partial<IWarning> = {}): IWarning {
   return {
     id: 'w1',
@@ -175,6 +187,7 @@ export interface INote {
 /** A page that keeps what it was told. */
 export class FakePage implements IPage {
   notes = new Map<string, INote>();
+  shown: INote[] = []; // all that were ever there
   put = new Set<string>(); // put away by the person
   said: string[] = [];
   asked: string[] = [];
@@ -201,6 +214,7 @@ export class FakePage implements IPage {
   notify(kind: Kind, message: string, actions: IAction[], seconds?: number): string {
     const name = `n${(this._count += 1)}`;
     this.notes.set(name, { kind, message, actions, seconds });
+    this.shown.push(this.notes.get(name)!);
     return name;
   }
 
@@ -226,13 +240,14 @@ export class FakePage implements IPage {
     this.said.push(text);
   }
 
-  async ask(title: string): Promise<boolean> {
+  async ask(title: string, lines: string[], yes: string): Promise<boolean> {
     this.asked.push(title);
+    this.told.push([...lines, yes]);
     return this.yes;
   }
 
-  tell(_title: string, lines: string[]): void {
-    this.told.push(lines);
+  tell(title: string, lines: string[]): void {
+    this.told.push([title, ...lines]);
   }
 
   async save(): Promise<ISaved> {

@@ -2,13 +2,17 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import * as words from '../src/words';
-import { lease, trans, warning } from './fakes';
+import { lease, marked, trans, untranslated, warning } from './fakes';
 
 test('durations are written as on the pool’s own pages', () => {
   const found = [0, 59.4, 59.6, 60, 61, 3599, 3600, 7260].map(one => words.duration(one, trans));
   assert.deepEqual(found, ['0 s', '59 s', '1 min', '1 min', '1 min 1 s', '59 min 59 s', '1 h', '2 h 1 min']);
-  const left = [0, 118.2, 120, 121, 179, 3_599].map(one => words.remaining(one, trans));
-  assert.deepEqual(left, ['0 s', '1 min 59 s', '2 min', '2 min', '2 min', '59 min']);
+});
+
+test('what is left is never more than there is, and to the second only at the very end', () => {
+  const left = [0, 9.2, 30, 30.4, 34.9, 118.2, 120, 121, 179, 3_599].map(one => words.remaining(one, trans));
+  const wanted = ['0 s', '10 s', '30 s', '30 s', '30 s', '1 min 55 s', '2 min', '2 min', '2 min', '59 min'];
+  assert.deepEqual(left, wanted);
 });
 
 test('figures: what is not known is said to be unknown, and zero is zero', () => {
@@ -53,7 +57,7 @@ test('a session without a GPU says so', () => {
 test('under a warning the meter says when the session stops', () => {
   const warned = lease({ warning: warning({ deadline_seconds: 92 }) });
   const found = words.meter(warned, 92, false, trans);
-  assert.deepEqual([found.text.split(' · ')[2], found.mood], ['stops in 1 min 32 s', 'warned']);
+  assert.deepEqual([found.text.split(' · ')[2], found.mood], ['stops in 1 min 30 s', 'warned']);
   assert.match(words.meter(lease({ warning: warning() }), null, false, trans).text, /warned$/);
   const only = lease({ warning: warning({ stops: false, deadline_seconds: 90 }) });
   assert.match(words.meter(only, 90, false, trans).text, /warned$/, 'nothing runs out where nothing is stopped');
@@ -71,7 +75,7 @@ test('states other than active are named', () => {
 
 test('a warning says when, why, what is lost and what stays', () => {
   assert.deepEqual(words.warningMessage(warning(), 92, trans).split('\n'), [
-    'This session stops in 1 min 32 s.',
+    'This session stops in 1 min 30 s.',
     'No GPU activity for 24 min, the kernel is idle.',
     'Files stay, memory is lost.'
   ]);
@@ -98,4 +102,25 @@ test('why something cannot be extended is said', () => {
 
 test('reasons become sentences', () => {
   assert.deepEqual(['', ' idle ', 'Done.', 'what?'].map(words.sentence), ['', 'Idle.', 'Done.', 'What?']);
+});
+
+test('every word of the extension’s own can be translated', () => {
+  // Letters that are not marked as translated can only be what the service has written: here that has none.
+  const theirs = warning({ reason: '1', lost: '2', kept: '3' });
+  const warned = lease({ warning: theirs, simulated: true, why: '4', saved: { documents: ['a'], failed: ['b'] } });
+  const states = ['queued', 'starting', 'active', 'stopping', 'closed'] as const;
+  const leases = [lease(), warned, lease({ memory_mib: null, utilization: null }), ...states.map(state => lease({ state }))];
+  const meters = leases
+    .flatMap(one => [60, 4000, null].flatMap(left => [false, true].map(away => words.meter(one, left, away, marked))))
+    .flatMap(one => [one.text, one.label]);
+  const warnings = [true, false].flatMap(stops =>
+    [true, false].flatMap(extendable => {
+      const one = { ...theirs, stops, extendable };
+      const messages = [61, null].map(left => words.warningMessage(one, left, marked));
+      return [...messages, ...words.warningDetails(warned, one, marked)];
+    })
+  );
+  for (const text of [...meters, ...warnings, words.endedMessage(warned, marked)]) {
+    assert.doesNotMatch(untranslated(text), /\p{L}/u, text);
+  }
 });

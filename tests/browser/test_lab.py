@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
+from .. import installed
 from ..hub.conftest import HubUnderTest, free_port, until
-from .conftest import PATIENCE, MakePerson, Person
+from .conftest import PATIENCE, MakePerson
 from .test_pages import NAMED, tree
 from .test_story import seconds
 
@@ -22,15 +23,23 @@ pytestmark = pytest.mark.browser
 
 METER = ".jp-GPUPool-Meter"
 TOAST = ".Toastify__toast"
-BUILT = Path(__file__).parents[2] / "jupyterhub_gpupool" / "labextension"
+PLUGIN = "jupyterhub-gpupool:plugin"
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubUnderTest]:
+def jupyter_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What an install shows to Jupyter: the extension is there for these tests only where a user gets it."""
+    project = installed.make_project(tmp_path_factory.mktemp("project"))
+    done = installed.install(project, "hub")
+    assert done.returncode == 0, done.stderr
+    return str(installed.jupyter_path(project))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, jupyter_path: str) -> Iterator[HubUnderTest]:
     """The hub of this module, under the name that the people's fixture asks for."""
-    hub = HubUnderTest(
-        tmp_path_factory.mktemp("lab") / "state", config=Path(__file__).parent / "lab_config.py"
-    )
+    state = tmp_path_factory.mktemp("lab") / "state"
+    hub = HubUnderTest(state, config=Path(__file__).parent / "lab_config.py", jupyter_path=jupyter_path)
     hub.start()
     yield hub
     broken = hub.ledger().verify()
@@ -76,33 +85,20 @@ def command(page: Page, label: str) -> None:
     page.keyboard.press("Enter")
 
 
-def edit(ada: Person, name: str, text: str) -> None:
-    """Open a new file in the editor and change it, without saving."""
-    page = ada.page
-    ada.write_notebook("other.ipynb", "1")
-    base = page.url.partition("/lab")[0]
-    status = page.evaluate(
-        """async ([url, body]) => {
-            const token = document.cookie.match(/_xsrf=([^;]*)/)[1];
-            const headers = {"X-XSRFToken": token, "Content-Type": "application/json"};
-            return (await fetch(url, {method: "PUT", headers, body})).status;
-        }""",
-        [
-            f"{base}/api/contents/{name}",
-            json.dumps({"type": "file", "format": "text", "content": "before\n"}),
-        ],
-    )
-    assert status in (200, 201)
-    page.goto(f"{base}/lab/tree/{name}")
+def home(demo: HubUnderTest, user: str) -> Path:
+    (path,) = (demo.state / "homes").glob(f"{user}-*")
+    return path
+
+
+def edit(page: Page, path: Path, text: str) -> Locator:
+    """Open a new file of the home in the editor and change it, without saving."""
+    path.write_text("before\n")
+    page.evaluate("name => jupyterapp.commands.execute('docmanager:open', {path: name})", path.name)
     content = page.locator(".jp-FileEditor .cm-content")
     expect(content).to_contain_text("before")
     content.click()
     page.keyboard.type(text)
-
-
-def read(demo: HubUnderTest, user: str, name: str) -> str:
-    (path,) = (demo.state / "homes").glob(f"{user}-*/{name}")
-    return path.read_text()
+    return content
 
 
 def test_a_warning_is_shown_extended_and_in_the_end_comes_true(
@@ -121,10 +117,15 @@ def test_a_warning_is_shown_extended_and_in_the_end_comes_true(
     expect(meter).to_contain_text("simulated")
     expect(meter).to_contain_text("of 80.0 GiB")
     settle(page)
-    edit(ada, "text.txt", "changed by hand ")
+    text_file = home(demo, "ada") / "text.txt"
+    editor = edit(page, text_file, "changed by hand ")
 
-    # The notification: what the service hears of it, what it says, that it counts, and that nothing is blocked.
+    # The notification: whoever types goes on typing; what the service hears of it, what it says, and that it counts.
     expect(warned(page)).to_be_visible(timeout=2 * PATIENCE)
+    expect(editor).to_be_focused()
+    page.keyboard.type("more ")
+    expect(editor).to_contain_text("more")
+    expect(page.locator(".jp-Dialog")).to_have_count(0)
     text = warned(page).locator(".jp-toast-message")
     expect(text).to_contain_text(re.compile("in [0-9]+ s"))
     lease = demo.wait_state("ada", "active")
@@ -135,17 +136,18 @@ def test_a_warning_is_shown_extended_and_in_the_end_comes_true(
     expect(meter).to_have_attribute("data-mood", "warned")
     before = seconds(text.inner_text().splitlines()[0])
     until(lambda: seconds(text.inner_text().splitlines()[0]) < before, "the countdown to run")
+    # It was read out when it appeared, and is not read out again each second.
+    expect(warned(page).locator("[role=alert]")).to_have_attribute("aria-live", "off")
     ada.shot("lab-warned")
-    page.locator(".jp-FileEditor .cm-content").click()
-    page.keyboard.type("more ")
-    expect(page.locator(".jp-FileEditor .cm-content")).to_contain_text("more")
-    expect(page.locator(".jp-Dialog")).to_have_count(0)
     assert [role for role, name in tree(page) if role in NAMED - {"textbox", "image"} and not name] == []
 
     # Extend, until the profile allows no more; then the button is gone and the details say why.
-    for _ in range(2):
+    for by_keyboard in (True, False):
         expect(warned(page)).to_be_visible(timeout=2 * PATIENCE)
-        warned(page).get_by_role("button", name="Extend").click()
+        if by_keyboard:
+            command(page, "GPU pool: extend this session")
+        else:
+            warned(page).get_by_role("button", name="Extend").click()
         expect(toast(page, "The session was extended.")).to_be_visible()
         expect(warned(page)).to_be_hidden()
     expect(warned(page)).to_be_visible(timeout=2 * PATIENCE)
@@ -157,15 +159,20 @@ def test_a_warning_is_shown_extended_and_in_the_end_comes_true(
     ada.shot("lab-details")
     dialog.get_by_role("button", name="Close").click()
 
-    # Nobody does anything: what was changed is saved, the session is stopped, and the open page says why.
+    # Nobody does anything: the end is said aloud when it is near, what was changed is saved, the session is stopped,
+    # and the open page says why.
+    expect(page.get_by_role("status").filter(has_text=re.compile(r"will be stopped in \d+ s"))).to_have_count(
+        1
+    )
     demo.wait_gone("ada", seconds=90)
     note = toast(page, "This session has ended.")
     expect(note).to_be_visible()
+    expect(note).to_contain_text(re.compile("[Nn]o GPU activity"))
     expect(note).to_contain_text("1 document was saved.")
     queue_again = note.get_by_role("button", name="Queue again")
     queue_again.hover()  # waits until it has slid in
     ada.shot("lab-ended")
-    assert "changed by hand" in read(demo, "ada", "text.txt")
+    assert "changed by hand" in text_file.read_text()
     closed = demo.ledger().lease(first.id)
     assert closed is not None and closed.stopped_by == "service"
 
@@ -177,17 +184,28 @@ def test_a_warning_is_shown_extended_and_in_the_end_comes_true(
     expect(page.locator(METER)).to_be_visible()
 
 
-def test_two_tabs_survive_a_hub_that_is_killed_and_see_the_release(
+def test_two_tabs_and_two_servers_survive_a_hub_that_is_killed_and_see_the_release(
     person: MakePerson, demo: HubUnderTest
 ) -> None:
     grace = person("grace")
     grace.ask_for("calm")
     grace.lands()
+    other = grace.tab()
+    other.goto("/hub/spawn/grace/two")
+    other.locator("#profile-item-quarter").check()
+    other.get_by_role("button", name="Start").click()
     second = grace.tab()
     second.goto("/user/grace/lab")
-    pages = [grace.page, second]
-    for page in pages:
-        expect(page.locator(METER)).to_contain_text("of 40.0 GiB")
+    other.wait_for_url("**/user/grace/two/lab**", wait_until="commit")
+    notebook = grace.tab()
+    notebook.goto("/user/grace/two/tree")
+
+    # Each page shows the lease of its own server; so does Notebook 7, where it has no status bar.
+    memory = {grace.page: "40.0", second: "40.0", other: "20.0", notebook: "20.0"}
+    meters_show(memory)
+    expect(notebook.locator(f"#top-panel-wrapper {METER}")).to_be_visible()
+    grace.shot("lab-notebook-7", notebook)
+    for page in memory:
         settle(page)
     assert "GPU utilization" in (second.locator(METER).get_attribute("aria-label") or "")
     with grace.context.expect_page() as opened:
@@ -196,12 +214,22 @@ def test_two_tabs_survive_a_hub_that_is_killed_and_see_the_release(
     opened.value.close()
 
     demo.kill()
-    for page in pages:
+    for page in memory:
         expect(page.locator(METER)).to_have_text("GPU: unknown", timeout=2 * PATIENCE)
     grace.shot("lab-hub-away")
     demo.start()
-    for page in pages:
-        expect(page.locator(METER)).to_contain_text("of 40.0 GiB", timeout=2 * PATIENCE)
+    meters_show(memory)
+
+    # A warning that cannot be put off reaches all of them, with what an admin has written, as it was written.
+    demo.ledger().drain(None, actor="admin", why="<b>new</b>")
+    for page in memory:
+        expect(warned(page)).to_contain_text("<b>new</b>", timeout=2 * PATIENCE)
+        expect(warned(page).locator("b")).to_have_count(0)
+        expect(warned(page).get_by_role("button", name="Extend")).to_have_count(0)
+    grace.shot("lab-notebook-7-warned", notebook)
+    demo.ledger().undrain(None, actor="admin", why="")
+    for page in memory:
+        expect(warned(page)).to_be_hidden(timeout=2 * PATIENCE)
 
     # Asked once, by the keyboard alone; Escape is no.
     page = grace.page
@@ -215,91 +243,94 @@ def test_two_tabs_survive_a_hub_that_is_killed_and_see_the_release(
     command(page, "GPU pool: release this session")
     dialog.get_by_role("button", name="Release").click()
     demo.wait_gone("grace")
-    for page in pages:
+    for page in (grace.page, second):
         toast(page, "This session has ended.").get_by_role("button", name="Queue again").hover()
         expect(page.locator(METER)).to_be_hidden()
     grace.shot("lab-released", second)
+    meters_show({other: "20.0", notebook: "20.0"})
+    assert demo.wait_state("grace", "active", "two")
 
 
-def test_each_of_two_servers_shows_its_own_lease(person: MakePerson, demo: HubUnderTest) -> None:
-    linus = person("linus")
-    linus.ask_for("calm")
-    linus.lands()
-    expect(linus.page.locator(METER)).to_contain_text("of 40.0 GiB")
-    other = linus.tab()
-    other.goto("/hub/spawn/linus/two")
-    other.locator("#profile-item-quarter").check()
-    other.get_by_role("button", name="Start").click()
-    other.wait_for_url("**/user/linus/two/lab**", wait_until="commit")
-    expect(other.locator(METER)).to_contain_text("of 20.0 GiB")
-    until(lambda: demo.lease_of("linus", "two") is not None, "the second lease")
-    linus.page.bring_to_front()
-    expect(linus.page.locator(METER)).to_contain_text("of 40.0 GiB")
-
-    # Notebook 7 shows it too, where it has no status bar.
-    tree_page = linus.tab()
-    tree_page.goto("/user/linus/two/tree")
-    expect(tree_page.locator(f"#top-panel-wrapper {METER}")).to_contain_text("of 20.0 GiB")
-    linus.shot("lab-notebook-7", tree_page)
+def meters_show(memory: dict[Page, str]) -> None:
+    for page, size in memory.items():
+        expect(page.locator(METER)).to_contain_text(f"of {size} GiB", timeout=2 * PATIENCE)
 
 
-def test_where_the_service_is_missing_nothing_is_shown(person: MakePerson, demo: HubUnderTest) -> None:
-    alan = person("alan")
-    asked: list[str] = []
-
-    def missing(route: object, request: object) -> None:
-        asked.append(request.url)  # type: ignore[attr-defined]
-        route.fulfill(status=404, content_type="text/html", body="Not Found")  # type: ignore[attr-defined]
-
-    alan.context.route("**/services/gpupool/**", missing)
-    wrong: list[str] = []
-    alan.page.on("pageerror", lambda problem: wrong.append(str(problem)))
-    alan.ask_for("quarter")
-    alan.lands()
-    # A call to the page lets Playwright answer its requests.
-    until(lambda: alan.page.title() and asked, "the one question")
-    expect(alan.page.locator(METER)).to_have_count(0)
-    assert asked == [f"{demo.url}/services/gpupool/api/session"]
-    assert [text for text in wrong if "gpupool" in text.lower()] == []
-
-
-def test_without_a_hub_nothing_is_asked(browser: Browser, tmp_path: Path) -> None:
-    (tmp_path / "labextensions").mkdir()
-    (tmp_path / "labextensions" / "jupyterhub-gpupool").symlink_to(BUILT)
+@pytest.fixture
+def alone(tmp_path: Path, jupyter_path: str) -> Iterator[str]:
+    """JupyterLab as a user gets it, outside any hub; its address."""
     port = free_port()
     options = [
         f"--ServerApp.port={port}",
         "--ServerApp.token=",
         "--ServerApp.open_browser=False",
+        "--ServerApp.allow_remote_access=True",  # by other names than localhost
+        "--LabApp.expose_app_in_browser=True",
         "--allow-root",
     ]
+    path = str(Path(sys.executable).parent)
     process = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", *options],
         cwd=tmp_path,
-        env={
-            "PATH": str(Path(sys.executable).parent),
-            "HOME": str(tmp_path),
-            "JUPYTER_PATH": str(tmp_path),
-        },
+        env={"PATH": path, "HOME": str(tmp_path), "JUPYTER_PATH": jupyter_path},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
         until(lambda: answers(f"http://127.0.0.1:{port}/api"), "JupyterLab to answer", 90)
-        context = browser.new_context()
-        page = context.new_page()
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"http://127.0.0.1:{port}/lab")
-        expect(page.get_by_role("menuitem", name="Kernel")).to_be_visible()
-        enabled = page.evaluate("JSON.parse(document.getElementById('jupyter-config-data').textContent)")
-        assert "jupyterhub-gpupool" in [one["name"] for one in enabled["federated_extensions"]]
-        expect(page.locator(METER)).to_have_count(0)
-        assert [url for url in asked if "services" in url] == []
-        context.close()
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_where_no_pool_can_be_asked_nothing_is_shown(browser: Browser, alone: str, tmp_path: Path) -> None:
+    hub = {"hubPrefix": "/hub/", "hubUser": "alan", "hubServerUser": "alan", "hubHost": ""}
+    context = browser.new_context()
+    asked, wrong = ask(context, tmp_path, alone, {})
+    assert (asked, wrong) == ([], []), "outside a hub"
+
+    # What hubs tell their pages; the one question is answered by 404, and the browser itself says so.
+    asked, wrong = ask(context, tmp_path, alone, hub)
+    assert asked == [f"{alone}/services/gpupool/api/session"], "on a hub without the service"
+    assert len(wrong) == 1 and "404" in wrong[0]
+
+    port = alone.rpartition(":")[2]
+    domain = {**hub, "hubHost": f"http://localhost:{port}"}
+    asked, wrong = ask(context, tmp_path, f"http://alan.localhost:{port}", domain)
+    assert (asked, wrong) == ([], []), "on a hub with a domain for each user"
+    context.close()
+
+
+def ask(
+    context: BrowserContext, folder: Path, address: str, options: dict[str, str]
+) -> tuple[list[str], list[str]]:
+    """Load JupyterLab with these options of its page; what the extension asked, and what the console says of it."""
+    config = folder / ".jupyter" / "labconfig" / "page_config.json"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(json.dumps(options))
+    page = context.new_page()
+    asked: list[str] = []
+    wrong: list[str] = []
+    page.on("request", lambda one: asked.append(one.url) if "/services/" in one.url else None)
+    page.on("pageerror", lambda problem: wrong.append(str(problem)))
+    page.on("console", lambda line: wrong.append(f"{line.type}: {line.text} {line.location['url']}"))
+    page.goto(f"{address}/lab")
+    expect(page.get_by_role("menuitem", name="Kernel")).to_be_visible()
+    activated = "async name => { await jupyterapp.restored; return jupyterapp.isPluginActivated(name); }"
+    assert page.evaluate(activated, PLUGIN), "the install has brought no extension"
+    given = page.evaluate("JSON.parse(document.getElementById('jupyter-config-data').textContent)")
+    assert {name: given.get(name) for name in options} == options
+    if options and not options["hubHost"]:
+        until(lambda: page.title() and wrong_of(wrong), "the answer to the one question")
+    expect(page.locator(METER)).to_have_count(0)
+    page.close()
+    return asked, wrong_of(wrong)
+
+
+def wrong_of(lines: list[str]) -> list[str]:
+    """What has to do with the pool, but not how long JupyterLab took to load it."""
+    return [line for line in lines if "gpupool" in line.lower() and " to activate" not in line]
 
 
 def answers(url: str) -> bool:

@@ -64,9 +64,10 @@ def test_what_is_installed_is_all_of_it() -> None:
     section = {key: value.split() for key, value in setup["options.data_files"].items()}
     folder = f"share/jupyter/labextensions/{NAME}"
     assert set(section) == {folder, f"{folder}/static"}
-    for patterns in section.values():
-        for pattern in patterns:
-            assert list(ROOT.glob(pattern)), pattern
+    found = {pattern: set(ROOT.glob(pattern)) for patterns in section.values() for pattern in patterns}
+    assert [pattern for pattern, files in found.items() if not files] == []
+    built = {path for path in BUILT.rglob("*") if path.is_file() and path.name != "built-from"}
+    assert set().union(*found.values()) == built | {SOURCES / "install.json"}
     assert json.loads((SOURCES / "install.json").read_text(encoding="utf-8"))["packageName"] == NAME
 
 
