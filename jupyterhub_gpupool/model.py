@@ -314,8 +314,7 @@ class Lease:
     reason: str = ""  # why it waits, is stopping or was closed
     stopped_by: str = ""
     image: str = ""  # what the session was launched from; empty: nothing of that kind
-    # The launch check: ``passed``, ``remembered``, ``at``, ``report``; empty: none is recorded.
-    checked: Mapping[str, Any] = field(default_factory=dict)
+    checked: Mapping[str, Any] = field(default_factory=dict)  # the launch check, as the ledger keeps it
     note: str = ""  # what its owner should know, such as a budget that runs out; empty: nothing
     rung: str = ""  # what holds it to its slice, see :mod:`.rungs`; empty: not known
     over_seconds: float | None = None  # over its memory since its owner was warned of it; None: it is not

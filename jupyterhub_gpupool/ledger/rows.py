@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
@@ -142,67 +142,39 @@ def wish(text: str) -> Wish:
     return Wish(**{**values, "kind": Kind(values["kind"])})
 
 
+_READ = frozenset(
+    {
+        "state",
+        "session",
+        "wish",
+        "terms",
+        "groups",
+        "options",
+        "slices",
+        "runtime",
+        "counting",
+        "verdict",
+        "checked",
+    }
+)
+_AS_STORED = tuple(item.name for item in fields(Lease) if item.name not in _READ)
+
+
 def lease(row: Any, held: tuple[Slice, ...] = ()) -> Lease:
     """A row of ``leases`` with its slices."""
     return Lease(
-        id=row.id,
-        user=row.user,
-        server=row.server,
-        profile=row.profile,
+        **{name: getattr(row, name) for name in _AS_STORED},
         state=State(row.state),
-        version=row.version,
-        epoch=row.epoch,
         session=row.session or "",
         wish=wish(row.wish),
         terms=terms(row.terms),
         groups=tuple(json.loads(row.groups)),
         options=json.loads(row.options),
         slices=held,
-        gpus=row.gpus,
-        group=row.group,
-        url=row.url,
         runtime=json.loads(row.runtime),
-        requested_at=row.requested_at,
-        granted_at=row.granted_at,
-        active_at=row.active_at,
-        closed_at=row.closed_at,
-        idle_seconds=row.idle_seconds,
-        idle_samples=row.idle_samples,
-        low_samples=row.low_samples,
-        unseen_seconds=row.unseen_seconds,
-        idle_total=row.idle_total,
-        grace_seconds=row.grace_seconds,
-        extended_seconds=row.extended_seconds,
-        warned_at=row.warned_at,
-        warned_for=row.warned_for,
-        deadline_seconds=row.deadline_seconds,
-        warning=row.warning,
-        delivered_at=row.delivered_at,
-        delivered_by=row.delivered_by,
         counting=bool(row.counting),
-        undelivered_seconds=row.undelivered_seconds,
         verdict=Decision(row.verdict) if row.verdict else None,
-        verdict_reason=row.verdict_reason,
-        verdict_at=row.verdict_at,
-        signal=row.signal,
-        utilization=row.utilization,
-        memory_used_mib=row.memory_used_mib,
-        peak_utilization=row.peak_utilization,
-        peak_memory_mib=row.peak_memory_mib,
-        sampled_at=row.sampled_at,
-        absent_since=row.absent_since,
-        doubt=row.doubt,
-        doubt_since=row.doubt_since,
-        gone_at=row.gone_at,
-        trouble=row.trouble,
-        left_at=row.left_at,
-        reason=row.reason,
-        stopped_by=row.stopped_by,
-        image=row.image,
         checked=json.loads(row.checked),
-        note=row.note,
-        rung=row.rung,
-        over_seconds=row.over_seconds,
     )
 
 

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 BIND_TIMEOUT = 30.0
 """Seconds for which a port is tried that the service of an earlier hub may still hold."""
 
-MOST_SECONDS = {"undelivered_max": 366 * 86400, "before_reclaim_timeout": 600, "memory_excess_time": 86400}
-
 MAX_BODY = 64 * 1024
 """Bytes of a request's body; nothing that the service takes is larger."""
 

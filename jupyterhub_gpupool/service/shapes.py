@@ -246,15 +246,6 @@ def lease(
     holds = [part.device for part in item.slices]
     simulated = any(map(_simulated, map(devices.get, holds)))
     rung = rungs.shown(item.rung, item.wish.kind, simulated=simulated)
-    verdict = None
-    if item.verdict is not None:
-        verdict = {
-            "decision": item.verdict.value,
-            "reason": item.verdict_reason,
-            "at": iso(item.verdict_at),
-            "signal": item.signal or None,
-            "signal_words": signals.WORDS.get(item.signal),
-        }
     return {
         "id": item.id,
         "user": item.user,
@@ -283,7 +274,7 @@ def lease(
         "ends_at": iso(_ends_at(item)),
         "idle_seconds": item.idle_seconds if item.state is State.ACTIVE else None,
         **telling.warned_shape(item, now, mode),
-        "verdict": verdict,
+        "verdict": _verdict(item),
         "utilization": item.utilization,
         "memory_used_mib": item.memory_used_mib,
         "sampled_at": iso(item.sampled_at),
@@ -295,6 +286,18 @@ def lease(
         "image": item.image or None,
         "checked": {**item.checked, "at": iso(item.checked["at"])} if item.checked else None,
         "check_words": _check_words(item),
+    }
+
+
+def _verdict(item: Lease) -> Shape | None:
+    if item.verdict is None:
+        return None
+    return {
+        "decision": item.verdict.value,
+        "reason": item.verdict_reason,
+        "at": iso(item.verdict_at),
+        "signal": item.signal or None,
+        "signal_words": signals.WORDS.get(item.signal),
     }
 
 

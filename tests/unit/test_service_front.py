@@ -273,7 +273,7 @@ async def test_people_choose_what_they_are_told(site: Web) -> None:
     answer = await choose(site, [("mail", "reclaimed"), ("mail", "budget")])
     assert (answer.code, answer.headers["Location"]) == (303, f"{PREFIX}notices?kept=1")
     assert site.ledger.choice("ada") == Choice(
-        unwanted={"mail": frozenset({"started"}), "webhook": frozenset()}
+        unwanted={"mail": frozenset({"started", "unwell"}), "webhook": frozenset()}
     )
     page = (await site.ask("GET", "notices", **headers)).body.decode()
     boxes = re.findall(r'name="mail" value="(\w+)"[^>]*?( checked)?( disabled)?>', re.sub(r"\s+", " ", page))
