@@ -320,9 +320,9 @@ def _idle_for_long(facts: Facts, age: float, left: float | None, decided: str) -
             return Verdict(Decision.WARN, f"{reason}; {until}", left, warned_for=IDLE, signal=decided)
     if left is None:
         return Verdict(Decision.WARN, reason, soon, warned_for=IDLE, signal=decided)
-    # What was put off is put off no longer, but not without a whole warning.
-    left = max(min(left, soon), young)
-    if left <= 0 and facts.counting and not facts.low:
+    # What was put off is put off no longer, but not without a whole warning, and a look that saw it run out.
+    stood, left = left, max(min(left, soon), young)
+    if max(stood, left) <= 0 and facts.counting and not facts.low:
         why, decided = f"{reason}; the warning has run out", decided if work is None else GPU
         return Verdict(Decision.RECLAIM, why, 0.0, warned_for=IDLE, signal=decided)
     return Verdict(Decision.WARN, reason, max(0.0, left), warned_for=IDLE, signal=decided)

@@ -26,6 +26,7 @@ from jupyterhub_gpupool.service.metrics import Metrics
 from jupyterhub_gpupool.service.sweep import Rules, Sweep
 from jupyterhub_gpupool.sessions import script
 from jupyterhub_gpupool.sessions.script import ScriptEnd
+from jupyterhub_gpupool.signals import Work
 
 from ..ledger.conftest import DEVICES, run
 
@@ -134,7 +135,7 @@ async def crash(house: House, point: str) -> None:
     try:
         sweep = house.service()
         with contextlib.suppress(faults.InjectedFault):
-            await sweep._reclaim(house.lease, house.lease.version, VERDICT, {})
+            await sweep._reclaim(house.lease, house.lease.version, VERDICT, {}, Work())
             await sweep.before.wait()
     finally:
         faults.install(None)

@@ -278,7 +278,7 @@ async def test_people_choose_what_they_are_told(site: Web) -> None:
     page = (await site.ask("GET", "notices", **headers)).body.decode()
     boxes = re.findall(r'name="mail" value="(\w+)"[^>]*?( checked)?( disabled)?>', re.sub(r"\s+", " ", page))
     assert boxes == [("warning", " checked", " disabled"), ("reclaimed", " checked", ""), ("started", "", ""),
-                     ("budget", " checked", "")]  # fmt: skip
+                     ("budget", " checked", ""), ("unwell", "", "")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
