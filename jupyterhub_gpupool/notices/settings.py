@@ -76,6 +76,7 @@ class GPUPoolNotices(LoggingConfigurable):
 
     mail_address = Union(
         [Unicode(), Callable()],
+        default_value="",
         help="""Where a person gets their mail; needed with ``mail_server``. Either a template in which ``{user}`` is
         the hub's user name. Or a function of a module that the service can import, as itself or as
         ``"module:function"``: it takes the user name and returns the address, and ``None`` for somebody who has
