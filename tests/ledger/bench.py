@@ -145,6 +145,9 @@ class Bench:
     def foreign(self) -> tuple[Any, ...]:
         return ()
 
+    def before_reclaim(self, name: str, *environment: Any, **more: Any) -> None:
+        """Nobody has a script."""
+
     def remove(self, name: str, **more: Any) -> bool:
         raise AssertionError("the hub knows every server")
 

@@ -170,10 +170,12 @@ class Day:
         assert not scopes & over.keys(), over
 
     def _nobody_was_passed_over(self, lease: Lease, queue: tuple[Lease, ...]) -> None:
+        with self.b.ledger.store.read() as (conn, _):
+            tickets = {row.id: row.ticket for row in conn.execute(select(t.leases.c.id, t.leases.c.ticket))}
         for other in queue:
             alike = (other.user, other.groups, other.wish) == (lease.user, lease.groups, lease.wish)
             if alike and (other.terms.max_age or math.inf) <= (lease.terms.max_age or math.inf):
-                assert other.ticket > lease.ticket, f"{other} came before {lease}"
+                assert tickets[other.id] > tickets[lease.id], f"{other} came before {lease}"
 
     def _claims_are_served(self, snapshot: Any) -> None:
         """Who is within a share waits no longer than for a warning and the age that a session may have."""
