@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from jupyterhub_gpupool.devices import Residue
+from jupyterhub_gpupool.errors import Unavailable
 from jupyterhub_gpupool.ledger import Event
 from jupyterhub_gpupool.model import Device, Health, Kind, Lease, Presence, State, Wish
 from jupyterhub_gpupool.service import shapes, telling
@@ -339,3 +340,41 @@ def test_the_judgement_in_words() -> None:
     assert not_clean(well, many).endswith("(pid 1, 2, 3, 4, 5 and 3 more)")
     assert not_clean(replace(well, health=Health.LOST), CLEAN) == "it is lost"
     assert not_clean(replace(well, health=Health.BARRED, health_reason="others"), CLEAN) == ""
+
+
+def test_an_admins_word_counts_that_came_while_the_device_was_examined(bench: Examined) -> None:
+    first = bench.ask("ada")
+    bench.leave(first)
+    bench.left[held_by(first)] = FULL
+    bench.pass_time(13)
+    bench.ledger.undrain(held_by(first), actor="root", why="looked at it")
+    bench.ledger.mark_unclean({held_by(first): "what was seen before that"})
+    assert bench.device(held_by(first)).usable and len(bench.told("unclean")) == 1
+
+
+@pytest.mark.parametrize("aside", [True, False])
+def test_what_was_not_written_is_not_remembered(
+    bench: Examined, monkeypatch: pytest.MonkeyPatch, aside: bool
+) -> None:
+    first, second, waiting = bench.ask("ada"), bench.ask("grace"), bench.ask("linus")
+    gone, left = bench.leave(first), {held_by(first): "a process"}
+    if not aside:
+        bench.ledger.set_aside(first.id, left, judged=gone.version)
+    serve = bench.ledger._grants.serve
+
+    def fail(tx: Any) -> list[str]:
+        serve(tx)
+        raise Unavailable("the database is gone", reason="ledger")
+
+    with monkeypatch.context() as broken, pytest.raises(Unavailable):
+        broken.setattr(bench.ledger._grants, "serve", fail)
+        if aside:
+            bench.ledger.set_aside(first.id, left, judged=gone.version)
+        else:
+            bench.ledger.mark_unclean({held_by(first): ""})
+    # Another change of the inventory gets the number that this one would have had.
+    sick = {"health": Health.SICK, "health_reason": "XID 79"}
+    bench.ledger.sync_inventory([replace(one, **sick) for one in bench.gpus])  # type: ignore[arg-type]
+    bench.leave(second)
+    bench.ledger.close(second.id, actor="service", clean=True)
+    assert bench.lease(waiting).state is State.QUEUED, "every GPU is sick"
