@@ -91,7 +91,9 @@ class HandOver:
             return
         said = "; ".join(f"{device}: {why}" for device, why in left.items())
         unwell = all(devices[device].health in UNWELL for device in left)
-        if unwell or now - (lease.gone_at or now) >= self._sweep.rules.hand_over_timeout:
+        waited = now - (lease.gone_at or now)
+        # Less than nothing: the clock was set back, and nobody knows for how long it has waited.
+        if unwell or not 0 <= waited < self._sweep.rules.hand_over_timeout:
             self._log.error("lease=%s is closed, what it held is set aside: %s", lease.id, said)
             await pool.move("set_aside", lease, left=left, judged=lease.version)
         else:

@@ -179,6 +179,17 @@ def test_silence_frees_nothing(bench: Examined) -> None:
     assert bench.lease(waiting).state is State.ACTIVE and bench.lease(second).state is State.ACTIVE
 
 
+def test_a_clock_that_was_set_back_holds_nobody_for_longer(bench: Examined) -> None:
+    first = bench.ask("ada")
+    bench.leave(first)
+    bench.left[held_by(first)] = BUSY
+    bench.pass_time()
+    bench.clock.forward(-86400)
+    bench.pass_time()
+    assert bench.lease(first).state is State.CLOSED
+    assert bench.device(held_by(first)).health is Health.SUSPECT
+
+
 def test_who_was_on_a_sick_device_can_have_another_at_once(bench: Examined) -> None:
     first = bench.ask("ada")
     lost = held_by(first)
