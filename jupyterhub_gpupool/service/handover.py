@@ -59,7 +59,7 @@ class HandOver:
         """Close what is clean, hold or set aside what is not, and let devices be granted that are clean again."""
         examiner = self._sweep.inventory
         devices = {device.id: device for device in snapshot.devices if device.examined}
-        if not devices or listed is None or not isinstance(examiner, Examiner):
+        if listed is None:
             return
         running = {one.lease for one in listed if one.running}  # one that was started again has not ended
         ended = [one for one in snapshot.leases if _waits(one) and one.id not in running]
@@ -71,14 +71,16 @@ class HandOver:
         processes: dict[str, tuple[Process, ...] | None] = {
             one.lease: one.processes for one in listed if one.running
         }
-        found = await self._sweep.ask(examiner.residues, asked, held, processes) or {}
+        found: Mapping[str, Residue] = {}
+        if devices and isinstance(examiner, Examiner):  # else those of before, of which nobody can tell
+            found = await self._sweep.ask(examiner.residues, asked, held, processes) or {}
         for lease in ended:
             left = _left(_parts(lease, devices), devices, found)
             try:
                 await self._one(lease, left, devices, snapshot.now)
             except GPUPoolError as problem:
                 self._log.info("lease=%s is examined again: %s", lease.id, problem.message)
-        if marked:
+        if marked and isinstance(examiner, Examiner):
             news = {key: _left(parts, devices, found).get(key, "") for key, parts in marked.items()}
             await self._sweep.pool.ask("mark_unclean", news)
 

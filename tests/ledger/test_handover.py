@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,6 +189,24 @@ def test_a_clock_that_was_set_back_holds_nobody_for_longer(bench: Examined) -> N
     bench.pass_time()
     assert bench.lease(first).state is State.CLOSED
     assert bench.device(held_by(first)).health is Health.SUSPECT
+
+
+def test_who_waits_on_devices_of_before_is_free_and_they_are_set_aside(bench: Examined) -> None:
+    first = bench.ask("ada")
+    bench.leave(first)
+    bench.sweep.inventory = SimpleNamespace(devices=lambda: (gpu(7),))  # type: ignore[assignment]
+    bench.pass_time(2)
+    assert bench.lease(first).state is State.CLOSED
+    assert bench.device(held_by(first)).health is Health.LOST and bench.device(held_by(first)).unclean
+    assert held_by(bench.ask("ada")) == "GPU-7"
+
+
+def test_what_can_no_longer_be_examined_is_not_waited_for(bench: Examined) -> None:
+    first = bench.ask("ada")
+    bench.leave(first)
+    bench.gpus = tuple(replace(one, examined=False) for one in bench.gpus)
+    bench.pass_time(2)
+    assert bench.lease(first).state is State.CLOSED
 
 
 def test_who_was_on_a_sick_device_can_have_another_at_once(bench: Examined) -> None:
