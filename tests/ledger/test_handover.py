@@ -194,7 +194,7 @@ def test_a_clock_that_was_set_back_holds_nobody_for_longer(bench: Examined) -> N
 def test_who_waits_on_devices_of_before_is_free_and_they_are_set_aside(bench: Examined) -> None:
     first = bench.ask("ada")
     bench.leave(first)
-    bench.sweep.inventory = SimpleNamespace(devices=lambda: (gpu(7),))  # type: ignore[assignment]
+    bench.sweep.inventory = SimpleNamespace(devices=lambda: (gpu(7),))
     bench.pass_time(2)
     assert bench.lease(first).state is State.CLOSED
     assert bench.device(held_by(first)).health is Health.LOST and bench.device(held_by(first)).unclean
