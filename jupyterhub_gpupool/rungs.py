@@ -37,7 +37,8 @@ _WORDS = {
 
 _WATCH = {
     True: "a watchdog that stops a session whose processes together hold more",
-    False: "a watchdog that warns of a session whose processes together hold more, and stops nothing in this mode",
+    False: "a watchdog that notices a session whose processes together hold more, and stops nothing in this mode",
+    None: "a watchdog over what its processes hold together",
 }
 _REST = "Others on the GPU are not held back from computing, and an error of theirs can reach this session"
 
@@ -76,8 +77,8 @@ def is_limited(tensorflow: Mapping[str, str], checked: Mapping[str, Any]) -> boo
     return tensorflow.get("memory", "limit") == "limit" and not (checked and checked["passed"] is None)
 
 
-def in_words(rung: str, *, stops: bool = True) -> str:
-    """A rung for a person; ``stops``: whether the service stops sessions or only warns."""
+def in_words(rung: str, *, stops: bool | None = True) -> str:
+    """A rung for a person; ``stops``: whether the service stops sessions, None: not known here."""
     try:
         known = Rung(rung)
     except ValueError:  # a later version's

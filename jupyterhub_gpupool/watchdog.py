@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .model import Decision, Kind, Slice, Verdict
 
@@ -123,8 +123,7 @@ def join(found: Verdict, seen: Watch) -> Verdict:
     if found.decision is Decision.KEEP or mine.decision is Decision.RECLAIM:
         return mine
     then = f", for which it ends in {mine.deadline_seconds:.0f} s" if seen.counting else ""
-    beside = f"{found.reason}; besides, {mine.reason}{then}"
-    return Verdict(found.decision, beside, found.deadline_seconds, found.warned_for)
+    return replace(found, reason=f"{found.reason}; besides, {mine.reason}{then}")
 
 
 def _warn(reason: str, left: float) -> Verdict:

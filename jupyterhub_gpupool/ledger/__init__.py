@@ -231,16 +231,16 @@ class Ledger(Reader, Admin, Deliveries, Endings):
 
     def set_aside(self, lease: str, left: Mapping[str, str], *, judged: int) -> Lease:
         """STOPPING → CLOSED with something left on these devices: nothing is granted there until it is not."""
-        with self.store.write() as tx:
+        with self._changing() as tx:
             row = row_of(tx, lease)
             expect(row, State.STOPPING, version=judged)
             handing.mark(tx, left)
             return self._close(tx, row, "service", "")
 
     def mark_unclean(self, left: Mapping[str, str]) -> None:
-        """See :func:`handing.mark`; what is clean again is granted."""
-        with self.store.write() as tx:
-            if handing.mark(tx, left):
+        """See :func:`handing.mark`, of devices that are set aside; what is clean again is granted."""
+        with self._changing() as tx:
+            if handing.mark(tx, handing.still_aside(tx, left)):
                 self._serve(tx)
 
     def _close(self, tx: Transaction, row: Any, actor: str, reason: str) -> Lease:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from .. import placement
 from ..fairness import waits
 from ..model import Device, Kind, Lease, State, When, Wish
+from ..signals import AT_WORK
 from . import drains, rows
 from . import schema as t
 from .grants import Grants
@@ -180,7 +181,8 @@ def _on_call(lease: Lease) -> bool:
     """Whether it has been idle for so long that it ends as soon as somebody waits."""
     terms = lease.terms
     idle = terms.window > 0 and lease.idle_seconds >= terms.window and lease.grace_seconds <= 0
-    return terms.when is When.WANTED and lease.state is State.ACTIVE and idle
+    sooner = terms.when is When.WANTED or lease.signal in AT_WORK
+    return sooner and lease.state is State.ACTIVE and idle
 
 
 def _occupancy(held: Sequence[Lease]) -> placement.Occupancy:

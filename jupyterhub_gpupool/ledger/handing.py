@@ -43,6 +43,12 @@ def note_gone(tx: Transaction, row: Any, actor: str) -> None:
         note(tx, actor, "gone", EXAMINED, lease=row.id, user=row.user)
 
 
+def still_aside(tx: Transaction, found: Mapping[str, str]) -> dict[str, str]:
+    """Leave out devices that an admin has put back since they were looked at: that word counts."""
+    query = select(t.devices.c.id).where(t.devices.c.unclean != "", t.devices.c.id.in_(list(found)))
+    return {device: found[device] for device in tx.run(query.order_by(t.devices.c.id)).scalars()}
+
+
 def mark(tx: Transaction, found: Mapping[str, str]) -> bool:
     """Write what sessions have left on these devices; an empty text: nothing any more.  True if that is news.
 

@@ -138,7 +138,7 @@ def facts(profile: Profile, *, simulated: bool = False) -> list[str]:
     if profile.wish.kind is Kind.SHARE:
         limited = rungs.is_limited(profile.tensorflow, {})
         rung = rungs.rung_of(Kind.SHARE, simulated=simulated, limited=limited)
-        words.append(f"held by: {rungs.in_words(rung)}")
+        words.append(f"held by: {rungs.in_words(rung, stops=None)}")
     if profile.cpu_limit is not None:
         words.append(f"{profile.cpu_limit:g} CPU cores")
     if profile.mem_limit is not None:

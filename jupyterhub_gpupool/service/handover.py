@@ -59,7 +59,7 @@ class HandOver:
         """Close what is clean, hold or set aside what is not, and let devices be granted that are clean again."""
         examiner = self._sweep.inventory
         devices = {device.id: device for device in snapshot.devices if device.examined}
-        if not devices or listed is None or not isinstance(examiner, Examiner):
+        if listed is None:
             return
         running = {one.lease for one in listed if one.running}  # one that was started again has not ended
         ended = [one for one in snapshot.leases if _waits(one) and one.id not in running]
@@ -71,14 +71,16 @@ class HandOver:
         processes: dict[str, tuple[Process, ...] | None] = {
             one.lease: one.processes for one in listed if one.running
         }
-        found = await self._sweep.ask(examiner.residues, asked, held, processes) or {}
+        found: Mapping[str, Residue] = {}
+        if devices and isinstance(examiner, Examiner):  # else those of before, of which nobody can tell
+            found = await self._sweep.ask(examiner.residues, asked, held, processes) or {}
         for lease in ended:
             left = _left(_parts(lease, devices), devices, found)
             try:
                 await self._one(lease, left, devices, snapshot.now)
             except GPUPoolError as problem:
                 self._log.info("lease=%s is examined again: %s", lease.id, problem.message)
-        if marked:
+        if marked and isinstance(examiner, Examiner):
             news = {key: _left(parts, devices, found).get(key, "") for key, parts in marked.items()}
             await self._sweep.pool.ask("mark_unclean", news)
 
@@ -91,7 +93,9 @@ class HandOver:
             return
         said = "; ".join(f"{device}: {why}" for device, why in left.items())
         unwell = all(devices[device].health in UNWELL for device in left)
-        if unwell or now - (lease.gone_at or now) >= self._sweep.rules.hand_over_timeout:
+        waited = now - (lease.gone_at or now)
+        # Less than nothing: the clock was set back, and nobody knows for how long it has waited.
+        if unwell or not 0 <= waited < self._sweep.rules.hand_over_timeout:
             self._log.error("lease=%s is closed, what it held is set aside: %s", lease.id, said)
             await pool.move("set_aside", lease, left=left, judged=lease.version)
         else:

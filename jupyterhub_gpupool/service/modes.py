@@ -23,6 +23,5 @@ def _only_seen(verdict: Verdict) -> Verdict:
     """A verdict in mode ``observe``: kept for the admin, without consequence."""
     if verdict.decision is Decision.KEEP:
         return verdict
-    return replace(
-        verdict, reason=f"{verdict.reason}; mode observe warns and stops nothing", deadline_seconds=None
-    )
+    why = f"{verdict.reason}; in mode observe nobody is warned and nothing is stopped"
+    return replace(verdict, reason=why, deadline_seconds=None)

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from jupyterhub_gpupool.devices import Residue
+from jupyterhub_gpupool.errors import Unavailable
 from jupyterhub_gpupool.ledger import Event
 from jupyterhub_gpupool.model import Device, Health, Kind, Lease, Presence, State, Wish
 from jupyterhub_gpupool.service import shapes, telling
@@ -178,6 +180,35 @@ def test_silence_frees_nothing(bench: Examined) -> None:
     assert bench.lease(waiting).state is State.ACTIVE and bench.lease(second).state is State.ACTIVE
 
 
+def test_a_clock_that_was_set_back_holds_nobody_for_longer(bench: Examined) -> None:
+    first = bench.ask("ada")
+    bench.leave(first)
+    bench.left[held_by(first)] = BUSY
+    bench.pass_time()
+    bench.clock.forward(-86400)
+    bench.pass_time()
+    assert bench.lease(first).state is State.CLOSED
+    assert bench.device(held_by(first)).health is Health.SUSPECT
+
+
+def test_who_waits_on_devices_of_before_is_free_and_they_are_set_aside(bench: Examined) -> None:
+    first = bench.ask("ada")
+    bench.leave(first)
+    bench.sweep.inventory = SimpleNamespace(devices=lambda: (gpu(7),))
+    bench.pass_time(2)
+    assert bench.lease(first).state is State.CLOSED
+    assert bench.device(held_by(first)).health is Health.LOST and bench.device(held_by(first)).unclean
+    assert held_by(bench.ask("ada")) == "GPU-7"
+
+
+def test_what_can_no_longer_be_examined_is_not_waited_for(bench: Examined) -> None:
+    first = bench.ask("ada")
+    bench.leave(first)
+    bench.gpus = tuple(replace(one, examined=False) for one in bench.gpus)
+    bench.pass_time(2)
+    assert bench.lease(first).state is State.CLOSED
+
+
 def test_who_was_on_a_sick_device_can_have_another_at_once(bench: Examined) -> None:
     first = bench.ask("ada")
     lost = held_by(first)
@@ -339,3 +370,41 @@ def test_the_judgement_in_words() -> None:
     assert not_clean(well, many).endswith("(pid 1, 2, 3, 4, 5 and 3 more)")
     assert not_clean(replace(well, health=Health.LOST), CLEAN) == "it is lost"
     assert not_clean(replace(well, health=Health.BARRED, health_reason="others"), CLEAN) == ""
+
+
+def test_an_admins_word_counts_that_came_while_the_device_was_examined(bench: Examined) -> None:
+    first = bench.ask("ada")
+    bench.leave(first)
+    bench.left[held_by(first)] = FULL
+    bench.pass_time(13)
+    bench.ledger.undrain(held_by(first), actor="root", why="looked at it")
+    bench.ledger.mark_unclean({held_by(first): "what was seen before that"})
+    assert bench.device(held_by(first)).usable and len(bench.told("unclean")) == 1
+
+
+@pytest.mark.parametrize("aside", [True, False])
+def test_what_was_not_written_is_not_remembered(
+    bench: Examined, monkeypatch: pytest.MonkeyPatch, aside: bool
+) -> None:
+    first, second, waiting = bench.ask("ada"), bench.ask("grace"), bench.ask("linus")
+    gone, left = bench.leave(first), {held_by(first): "a process"}
+    if not aside:
+        bench.ledger.set_aside(first.id, left, judged=gone.version)
+    serve = bench.ledger._grants.serve
+
+    def fail(tx: Any) -> list[str]:
+        serve(tx)
+        raise Unavailable("the database is gone", reason="ledger")
+
+    with monkeypatch.context() as broken, pytest.raises(Unavailable):
+        broken.setattr(bench.ledger._grants, "serve", fail)
+        if aside:
+            bench.ledger.set_aside(first.id, left, judged=gone.version)
+        else:
+            bench.ledger.mark_unclean({held_by(first): ""})
+    # Another change of the inventory gets the number that this one would have had.
+    sick = {"health": Health.SICK, "health_reason": "XID 79"}
+    bench.ledger.sync_inventory([replace(one, **sick) for one in bench.gpus])  # type: ignore[arg-type]
+    bench.leave(second)
+    bench.ledger.close(second.id, actor="service", clean=True)
+    assert bench.lease(waiting).state is State.QUEUED, "every GPU is sick"

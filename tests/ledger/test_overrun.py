@@ -168,7 +168,7 @@ async def test_in_the_mode_observe_nobody_is_warned_and_nothing_counts(make: Mak
         await stage.look_once(ada=50000)
     ada = stage.of("ada")
     assert (ada.state, ada.warned_for, ada.over_seconds) == ("active", "", None)
-    assert "50000 MiB" in ada.verdict_reason and "stops nothing" in ada.verdict_reason
+    assert "50000 MiB" in ada.verdict_reason and "nobody is warned" in ada.verdict_reason
 
 
 @pytest.mark.engine("sqlite")

@@ -12,6 +12,7 @@ from jupyterhub_gpupool.model import Decision, Lease, Sample, State
 from jupyterhub_gpupool.signals import Level, Signal, Work
 
 from .bench import INTERVAL, Bench
+from .conftest import WHOLE
 
 CELL = Work((Signal("kernel", Level.ACTIVE, "a cell is running"),))
 REST = Work((Signal("kernel", Level.QUIET, "no cell is running"),))
@@ -72,6 +73,8 @@ def test_a_busy_kernel_makes_room_for_who_waits_after_a_whole_warning(bench: Ben
     ada = bench.ask("ada", **IDLE)
     bench.pass_time(10)
     assert bench.lease(ada).signal == "kernel"
+    bench.ledger.expect({"gpu": WHOLE})
+    assert bench.ledger.snapshot().offers == {"gpu": (30, 30)}, "who would ask now"
     bench.ask("grace", **IDLE)
     bench.pass_time()
     wanted = bench.lease(ada)

@@ -298,6 +298,10 @@ def test_rows_that_were_replaced_while_nobody_looked_fence(
     there.write()
     found = seen.devices()[0]
     assert found.health is Health.SICK and "1 rows of its memory were replaced" in found.health_reason
+    after = NvidiaDevices(library_dir=str(there.folder), node="node", timeout=20)
+    after.recall((found,))
+    assert after.devices()[0].health_reason == found.health_reason, "a start makes nothing well"
+    after.close()
 
 
 def test_processes_of_sessions_are_named_by_the_backend(machine: MakeMachine, devices: MakeDevices) -> None:

@@ -125,6 +125,8 @@ def test_one_verdict_is_made_of_both() -> None:
     assert beside.reason.startswith("idle; besides, its processes hold 1500 MiB")
     assert beside.reason.endswith("for which it ends in 30 s")
     assert "ends in" not in join(IDLE, warned).reason
+    at_work = replace(IDLE, signal="kernel")  # who waits can have it sooner, also while it overruns
+    assert join(at_work, look(1500, 20)).signal == "kernel"
 
 
 # --- the sweep ---------------------------------------------------------------------------------------------
@@ -255,13 +257,15 @@ def test_tensorflow_keeps_to_a_limit_where_it_is_told_and_listens(
 
 def test_the_words_say_how_far_each_goes() -> None:
     for rung in Rung:
-        for stops in (True, False):
+        for stops in (True, False, None):
             assert rungs.in_words(rung.value, stops=stops)
     said = rungs.in_words(Rung.FRAMEWORK)
     for part in ("TensorFlow's own limit, for each process by itself", "a watchdog that stops a session",
                  "Other programs have no limit", "not held back from computing"):  # fmt: skip
         assert part in said
     assert "stops nothing in this mode" in rungs.in_words(Rung.FRAMEWORK, stops=False)
+    said = rungs.in_words(Rung.FRAMEWORK, stops=None)  # in the form, where the mode is not known
+    assert "a watchdog over what its processes hold together" in said and "stops" not in said
     assert rungs.in_words("of a later version") == "not known"
     assert rungs.shown("", Kind.SHARE, simulated=False) == ""
     assert rungs.shown("", Kind.MIG, simulated=False) == Rung.HARDWARE

@@ -7,6 +7,7 @@ device plugin for Kubernetes, but there a sick GPU never comes back.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from enum import IntEnum
@@ -58,8 +59,11 @@ FAULTS = {
 
 ERRORS = "{} memory errors that could not be corrected"
 ROWS = "{} rows of its memory were replaced after errors that could not be corrected"
-_EVENT = ("XID ", "a memory error that could not be corrected at", "it became unavailable at")
-"""How the reasons begin that rest on an event alone, which nobody can ask for again."""
+_EVENT = re.compile(
+    "XID |a memory error that could not be corrected at|it became unavailable at"
+    f"|{ERRORS.format('[0-9]+')}|{ROWS.format('[0-9]+')}"
+)
+"""How the reasons begin that rest on what has happened, or was counted, since: nobody can ask for it again."""
 
 
 def judge_fault(code: int) -> tuple[Health, str]:
@@ -102,7 +106,7 @@ class Watch:
 
     def recall(self, uuid: str, reason: str, now: float) -> None:
         """Take an event that an earlier process has seen; anything else the card itself tells anew."""
-        if reason.startswith(_EVENT):
+        if _EVENT.match(reason):
             self._trouble.setdefault(uuid, (now, reason))
 
     def trouble(self, uuid: str, now: float) -> str:
