@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..model import HOLDING, Lease, State
+from ..model import Lease, State
 from ..watchdog import MEMORY
 
 WARNING, RECLAIMED, STARTED, BUDGET, DEVICE = "warning", "reclaimed", "started", "budget", "device"
@@ -186,7 +186,7 @@ def _of_lease(rules: Rules, lease: Lease, seen: Occasion) -> Notice | None:
             return _started(rules, lease, seen)
         case "budget":
             return _budget(rules, lease, seen)
-        case "unwell" | "cut-off" if lease.state in HOLDING:
+        case "unwell" | "cut-off" if lease.state in (State.STARTING, State.ACTIVE):
             return _unwell(rules, lease, seen)
     return None
 

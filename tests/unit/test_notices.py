@@ -79,6 +79,7 @@ def occasion(action: str, lease: Lease | None = LEASE, **more: Any) -> Occasion:
         (occasion("clean", None, owner=None, device="GPU-a", reason="it is clean again"), None),
         (occasion("unwell", reason="its GPU GPU-a is sick: XID 79"), "unwell"),
         (occasion("unwell", ENDED, reason="its GPU GPU-a is sick: XID 79"), None),
+        (occasion("unwell", replace(LEASE, state=State.STOPPING), reason="sick"), None),  # too late
         (occasion("cut-off", reason="it can no longer open its GPU"), "unwell"),
         (occasion("device-new", None, owner=None, device="GPU-a", reason="A100"), None),
         (occasion("request"), None),
