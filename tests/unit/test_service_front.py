@@ -179,11 +179,12 @@ async def test_a_script_that_was_never_begun_did_not_run(site: Web) -> None:
     assert "ran at" not in page
 
 
-async def test_the_page_of_a_session_tells_a_screen_reader_of_its_warning(site: Web) -> None:
+async def test_the_page_of_a_session_tells_its_warning_and_what_to_do(site: Web) -> None:
     lease = warned(site)
     page = (await site.ask("GET", f"leases/{lease.id}", "ada")).body.decode()
     (section,) = re.findall(r'<section[^>]*data-show="warned"[^>]*>', page)
     assert 'aria-live="polite"' in section and "hidden" not in section
+    assert "Use it, or press Extend" in page and f'<a href="{PREFIX}">the page of the pool</a>' in page
 
 
 async def test_a_front_end_logs_in_with_one_request(site: Web) -> None:
