@@ -260,7 +260,7 @@ def _budget(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
 def _unwell(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
     """The GPU under a session fails, or the session has lost the access to it."""
     name = _name(rules, lease)
-    lines = [f"Session: {name}", f"{seen.reason.rstrip('.')}."]
+    lines = [f"Session: {name}", f"{seen.reason[:1].upper()}{seen.reason[1:].rstrip('.')}."]
     if seen.action == "unwell":
         lines.append(FAILS)
     facts = {"reason": line(seen.reason), "device_is_well": seen.action != "unwell"}
