@@ -17,6 +17,7 @@ from sqlalchemy import Float, and_, bindparam, delete, func, insert, or_, select
 from ..errors import Rejected
 from ..model import State
 from ..notices import ACTIONS, Choice, Notice, Occasion
+from ..watchdog import MEMORY
 from . import endings, rows, views
 from . import schema as t
 from .base import Base
@@ -243,15 +244,15 @@ def _occasion(tx: Transaction, event: Event) -> Occasion:
 
 
 def _deliver(tx: Transaction, row: Any, by: str, actor: str) -> bool:
-    """Let the countdown of a warning begin with its whole time.  False: it was delivered before."""
+    """Let the countdown begin with its whole time, if it waits for this.  False: it was delivered before."""
     if row.delivered_at is not None:
         return False
-    whole = max(row.deadline_seconds, float(rows.terms(row.terms).warn))
-    # Not counting: part of the time up to the next look lies before this moment.
-    set_columns(
-        tx, row.id, delivered_at=tx.now, delivered_by=by, deadline_seconds=whole, counting=0,
-        undelivered_seconds=0.0,
-    )  # fmt: skip
+    told: dict[str, Any] = {"delivered_at": tx.now, "delivered_by": by, "undelivered_seconds": 0.0}
+    if row.warned_for != MEMORY:  # its time waits for nobody
+        # Not counting: part of the time up to the next look lies before this moment.
+        whole = max(row.deadline_seconds, float(rows.terms(row.terms).warn))
+        told |= {"deadline_seconds": whole, "counting": 0}
+    set_columns(tx, row.id, **told)
     note(tx, actor, "told", f"of the warning, by {by}", lease=row.id, user=row.user)
     return True
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..model import HOLDING, Lease, State
+from ..model import Lease, State
 from ..watchdog import MEMORY
 
 WARNING, RECLAIMED, STARTED, BUDGET, DEVICE = "warning", "reclaimed", "started", "budget", "device"
@@ -186,7 +186,7 @@ def _of_lease(rules: Rules, lease: Lease, seen: Occasion) -> Notice | None:
             return _started(rules, lease, seen)
         case "budget":
             return _budget(rules, lease, seen)
-        case "unwell" | "cut-off" if lease.state in HOLDING:
+        case "unwell" | "cut-off" if lease.state in (State.STARTING, State.ACTIVE):
             return _unwell(rules, lease, seen)
     return None
 
@@ -260,7 +260,7 @@ def _budget(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
 def _unwell(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
     """The GPU under a session fails, or the session has lost the access to it."""
     name = _name(rules, lease)
-    lines = [f"Session: {name}", f"{seen.reason.rstrip('.')}."]
+    lines = [f"Session: {name}", f"{seen.reason[:1].upper()}{seen.reason[1:].rstrip('.')}."]
     if seen.action == "unwell":
         lines.append(FAILS)
     facts = {"reason": line(seen.reason), "device_is_well": seen.action != "unwell"}

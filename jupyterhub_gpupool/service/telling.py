@@ -153,12 +153,13 @@ def saved(ending: Ending) -> Shape | None:
 
 
 def script(ending: Ending, item: Lease) -> Shape | None:
-    """What became of the owner's script; whether there is one is known once it is begun."""
+    """What became of the owner's script; whether there is one is known once it is begun.  ``at``: null if never."""
     over = item.state is State.CLOSED
     if not ending.script or (ending.script["state"] == DUE and not over):
         return None
     found = {**ending.script, "at": iso(ending.script["at"])}
     if over and found["state"] in (DUE, RUNNING):
         said = SCRIPT_ENDS[found["state"]]
-        found |= {"state": FAILED, "tail": f"{said[0].upper()}{said[1:]}."}
+        begun = found["at"] if found["state"] == RUNNING else None
+        found |= {"at": begun, "state": FAILED, "tail": f"{said[0].upper()}{said[1:]}."}
     return found

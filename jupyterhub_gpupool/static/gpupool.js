@@ -269,6 +269,8 @@ function fillSession(shape) {
   if (!lease) return;
   listed = true;
   setText(session, "verdict", lease.warning && lease.warning.reason);
+  setText(session, "rule", lease.rule_words);
+  show(session, "rule", Boolean(lease.rule_words));
   fillWarning(session, lease);
   ownLeases = lease.user === page.user ? [lease] : [];
   acknowledge();

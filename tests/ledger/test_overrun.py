@@ -257,3 +257,14 @@ def test_an_adopted_session_claims_no_more_than_is_known(ledger: Ledger) -> None
     request = Request(Owner("ada", 1, 1.0), "", "p", Wish(Kind.SHARE, fraction="1"), Terms())
     adopted = ledger.adopt(session, request)
     assert adopted is not None and adopted.rung == "watchdog"
+
+
+async def test_a_delivery_gives_an_overrun_no_more_time(stage: Stage) -> None:
+    await stage.look_once()
+    await stage.look_once(ada=50000)
+    await stage.look_once()
+    before = stage.of("ada")
+    assert (before.warned_for, before.deadline_seconds, before.counting) == (MEMORY, 20, True)
+    assert stage.ledger.deliver(before.id, before.warning, "page", "ada")
+    after = stage.of("ada")
+    assert (after.delivered_by, after.deadline_seconds, after.counting) == ("page", 20, True)

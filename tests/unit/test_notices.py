@@ -79,6 +79,7 @@ def occasion(action: str, lease: Lease | None = LEASE, **more: Any) -> Occasion:
         (occasion("clean", None, owner=None, device="GPU-a", reason="it is clean again"), None),
         (occasion("unwell", reason="its GPU GPU-a is sick: XID 79"), "unwell"),
         (occasion("unwell", ENDED, reason="its GPU GPU-a is sick: XID 79"), None),
+        (occasion("unwell", replace(LEASE, state=State.STOPPING), reason="sick"), None),  # too late
         (occasion("cut-off", reason="it can no longer open its GPU"), "unwell"),
         (occasion("device-new", None, owner=None, device="GPU-a", reason="A100"), None),
         (occasion("request"), None),
@@ -95,7 +96,11 @@ def test_what_is_told_of_an_event(seen: Occasion, told: str | None) -> None:
 
 def test_a_sick_gpu_and_a_session_that_lost_its_gpu_are_told_apart() -> None:
     sick = decide(RULES, occasion("unwell", reason="its GPU GPU-a is sick: XID 79"))[0]
-    assert "XID 79" in sick.text and "another GPU" in sick.text and sick.facts["device_is_well"] is False
+    assert (
+        "\nIts GPU GPU-a is sick: XID 79.\n" in sick.text
+        and "another GPU" in sick.text
+        and sick.facts["device_is_well"] is False
+    )
     cut = decide(RULES, occasion("cut-off", reason="it can no longer open its GPU"))[0]
     assert "no longer open its GPU." in cut.text and "another GPU" not in cut.text
     assert cut.facts["device_is_well"] is True

@@ -168,6 +168,25 @@ async def test_what_was_saved_is_told_with_the_end(site: Web) -> None:
     assert f'href="{shape["again"]}"' in page
 
 
+async def test_a_script_that_was_never_begun_did_not_run(site: Web) -> None:
+    lease = site.active("ada")
+    site.ledger.begin_stop(lease.id, actor="service", reason="idle", script=True)
+    site.ledger.close(lease.id, actor="service")
+    _, shape = await site.json("GET", f"api/leases/{lease.id}", "ada")
+    assert (shape["script"]["at"], shape["script"]["state"]) == (None, "failed")
+    page = (await site.ask("GET", f"leases/{lease.id}", "ada")).body.decode()
+    assert "it was not run: the session ended before." in page
+    assert "ran at" not in page
+
+
+async def test_the_page_of_a_session_tells_its_warning_and_what_to_do(site: Web) -> None:
+    lease = warned(site)
+    page = (await site.ask("GET", f"leases/{lease.id}", "ada")).body.decode()
+    (section,) = re.findall(r'<section[^>]*data-show="warned"[^>]*>', page)
+    assert 'aria-live="polite"' in section and "hidden" not in section
+    assert "Use it, or press Extend" in page and f'<a href="{PREFIX}">the page of the pool</a>' in page
+
+
 async def test_a_front_end_logs_in_with_one_request(site: Web) -> None:
     answer = await site.ask("GET", "api/session", Sec_Fetch_Mode="no-cors", Sec_Fetch_Site="same-origin")
     assert (answer.code, answer.headers["Location"].startswith("/hub/api/oauth2/authorize?")) == (302, True)

@@ -375,7 +375,7 @@ async def test_a_lost_gpu_is_forgotten_when_nobody_is_on_it(site: Web) -> None:
     button = 'name="step" value="forget"'
     assert button not in await root.get("drain?device=GPU-b")
     page = await root.post("drain", 400, device="GPU-b", step="forget")
-    assert "GPU GPU-b is not lost" in page
+    assert re.search(r'role="alert">GPU GPU-b is not lost', page) and "is-invalid" not in page
     site.ledger.sync_inventory([device for device in devices if device.id != "GPU-b"])
     held = {item.device for lease in site.ledger.snapshot().leases for item in lease.slices}
     assert (button in await root.get("drain?device=GPU-b")) is ("GPU-b" not in held)
