@@ -136,6 +136,7 @@ class Device:
     numa: int | None = None  # the NUMA node of its bus
     cpus: str = ""  # those of that node, as the kernel lists them; empty: unknown
     links: tuple[tuple[str, str], ...] = ()  # (other GPU, how near: NV12 (NVLinks), PIX, PXB, PHB, NODE, SYS)
+    trust: str = ""  # the group whose shares of it go through MPS, "*": of everybody; empty: it has no MPS
 
     @property
     def usable(self) -> bool:

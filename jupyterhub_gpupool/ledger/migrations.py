@@ -147,6 +147,7 @@ def to_3(conn: Connection) -> None:
         "ALTER TABLE leases ADD COLUMN over_seconds FLOAT",
         *WHERE_AND_HOW_WARM,
         "ALTER TABLE devices ADD COLUMN forgotten INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE devices ADD COLUMN trust VARCHAR(255) DEFAULT '' NOT NULL",
     ):
         conn.exec_driver_sql(statement)
 

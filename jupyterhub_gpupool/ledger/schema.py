@@ -123,6 +123,9 @@ devices = Table(
     Column(
         "forgotten", Integer, nullable=False, server_default="0"
     ),  # 1: the row is there for its history alone
+    Column(
+        "trust", String(255), nullable=False, server_default=""
+    ),  # who shares it through MPS; empty: nobody
     CheckConstraint("used >= 0 AND used <= cells"),
 )
 

@@ -25,6 +25,7 @@ from ..devices.nvidia.inventory import NvidiaDevices
 from ..devices.prometheus import PrometheusTelemetry
 from ..devices.simulated import SimulatedDevices
 from ..errors import GPUPoolError
+from ..mps.manager import Daemons
 from ..notices.settings import GPUPoolNotices
 from ..pool import GPUPool
 from ..sessions.local import LocalSessions
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 BIND_TIMEOUT = 30.0
 """Seconds for which a port is tried that the service of an earlier hub may still hold."""
-
-MOST_SECONDS = {"undelivered_max": 366 * 86400, "before_reclaim_timeout": 600, "memory_excess_time": 86400}
 
 MAX_BODY = 64 * 1024
 """Bytes of a request's body; nothing that the service takes is larger."""
@@ -241,6 +240,7 @@ class GPUPoolService(Application):
             metrics,
             log=self.log,
             prober=self._prober(sessions, hub),
+            daemons=Daemons(Path(self.state_dir), log=self.log),
         )
         notices = GPUPoolNotices(parent=self)
         post = self._post(pool, notices, metrics)
@@ -265,13 +265,21 @@ class GPUPoolService(Application):
                 sweep.prober.close()
             server.stop()
             await feed.stop()
+            if sweep.leads:
+                await sweep.mps.end()
             await _resign(pool, sweep)
 
     def _devices(self) -> NvidiaDevices | SimulatedDevices:
         if self.devices == "simulated":
             return SimulatedDevices(parent=self)
         prometheus = PrometheusTelemetry(parent=self)
-        return NvidiaDevices(parent=self, elsewhere=prometheus.utilization if prometheus.url else None)
+        found = NvidiaDevices(parent=self, elsewhere=prometheus.utilization if prometheus.url else None)
+        if found.mps and self.backend != "docker":
+            raise TraitError(
+                f"NvidiaDevices.mps is set, and the backend is {self.backend!r}; allowed with MPS is 'docker', whose "
+                "sessions can share memory with a GPU's daemon and with nobody else."
+            )
+        return found
 
     def _prober(self, sessions: LocalSessions | DockerSessions, hub: Hub) -> Prober | None:
         if not self.session_timeout:
