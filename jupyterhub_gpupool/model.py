@@ -29,8 +29,7 @@ class State(StrEnum):
 HOLDING = frozenset({State.STARTING, State.ACTIVE, State.STOPPING})
 """States in which a lease holds its slices."""
 
-NEW = "none"
-"""What an event names as the state before a lease's first one."""
+NEW = "none"  # what an event names as the state before a lease's first one
 
 LEGAL: frozenset[tuple[str, str]] = frozenset(
     {

@@ -16,7 +16,7 @@ NO_DEVICE = "void"
 """What NVIDIA_VISIBLE_DEVICES says so that the container runtime shows no GPU at all."""
 
 MPS_SHARED = "/dev/shm/gpupool-mps-"
-"""How the folders on the machine begin that sessions on one GPU share with its MPS daemon, each with its UUID."""
+"""How the folders begin whose ``shm`` sessions on a GPU share with its MPS daemon; its UUID follows."""
 
 LONGEST_IMAGE = 400
 LONGEST_USER = 255

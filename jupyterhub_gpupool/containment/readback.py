@@ -112,9 +112,8 @@ def differences(
 
 def _is_mps(bind: str, labels: Mapping[str, str]) -> bool:
     """Whether a session was given this by the pool itself: what it shares with the MPS daemon of its own GPU."""
-    parts = (f"{MPS_SHARED}{device}/" for device in labels.get(LABEL + "devices", "").split(",") if device)
-    source = bind.partition(":")[0]
-    return any(source in (f"{part}pipe", f"{part}shm") for part in parts)
+    devices = labels.get(LABEL + "devices", "").split(",")
+    return bind.partition(":")[0] in [f"{MPS_SHARED}{device}/shm" for device in devices if device]
 
 
 def seen_differently(environ: str, *, visible: Sequence[str], access: str) -> str:

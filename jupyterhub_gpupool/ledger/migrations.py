@@ -79,6 +79,7 @@ WHERE_AND_HOW_WARM = tuple(
         "power_watts FLOAT",
         "temperature_celsius FLOAT",
         "ecc_errors FLOAT",
+        "trust VARCHAR(255) DEFAULT '' NOT NULL",
     )
 )
 
@@ -147,7 +148,6 @@ def to_3(conn: Connection) -> None:
         "ALTER TABLE leases ADD COLUMN over_seconds FLOAT",
         *WHERE_AND_HOW_WARM,
         "ALTER TABLE devices ADD COLUMN forgotten INTEGER DEFAULT '0' NOT NULL",
-        "ALTER TABLE devices ADD COLUMN trust VARCHAR(255) DEFAULT '' NOT NULL",
     ):
         conn.exec_driver_sql(statement)
 

@@ -16,7 +16,6 @@ from ..books import by_day
 from ..conditions import UNKNOWN, Condition
 from ..errors import Rejected
 from ..model import Decision, Device, Health, Sample, State, Verdict
-from ..trust import MPS
 from ..watchdog import MEMORY
 from . import rows
 from . import schema as t
@@ -258,7 +257,7 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
             reason="max-age",
             status=409,
         )
-    if row.warned_for in (*idleness.CALLED, MPS):
+    if row.warned_for in idleness.CALLED:
         raise Rejected(
             f"This session ends, and that cannot be put off: {row.verdict_reason}.",
             reason=row.warned_for,

@@ -48,10 +48,10 @@ class Daemon:
 
         Raises Unavailable with the reason when it does not come up.
         """
-        self.place.make()
-        self._clear()
-        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
+            self.place.make()
+            self._clear()
+            self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(self.logs / "output.log", "ab") as output:
                 self._child = subprocess.Popen(
                     [*self._isolated, str(self.place.shm), CONTROL, "-f"]

@@ -1,8 +1,9 @@
 """Where the daemon of a GPU keeps its pipes, and the memory that it shares with its clients.
 
-Both are in the machine's ``/dev/shm``, so that hub and service find them by the GPU alone, that they end with the
-machine as the daemon does, and that the path of a socket stays short.  The outer folder is root's, so nobody
-on the machine reaches what is in it; a session gets ``pipe`` and ``shm``, and those of no other GPU.
+They are in the machine's ``/run`` and ``/dev/shm``, so that hub and service find them by the GPU alone, that they end
+with the machine as the daemon does, and that the path of a socket stays short.  The pipes are not in ``/dev/shm``,
+because the daemon has another one.  The outer folders are root's, so nobody on the machine reaches what is in
+them; a session gets ``pipe`` and ``shm``, and those of no other GPU.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from ..containment import MPS_SHARED
 from ..errors import Unavailable
 from ..sessions import proc
 
+PIPES = "/run/gpupool-mps-"
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """The folders of one GPU's daemon."""
 
     root: Path
+    memory: Path
 
     @property
     def pipe(self) -> Path:
@@ -31,7 +35,7 @@ class Place:
     @property
     def shm(self) -> Path:
         """What is ``/dev/shm`` for the daemon and for every session on the GPU."""
-        return self.root / "shm"
+        return self.memory / "shm"
 
     @property
     def pid(self) -> Path:
@@ -40,14 +44,15 @@ class Place:
 
     def make(self) -> None:
         """Make the folders.  Raises Unavailable where somebody else has taken the place."""
-        self.root.mkdir(mode=0o700, exist_ok=True)
-        found = self.root.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise Unavailable(
-                f"{self.root} is not a folder of this service's account alone, so no MPS daemon is started in it: "
-                "remove it.",
-                reason="mps",
-            )
+        for root in (self.root, self.memory):
+            root.mkdir(mode=0o700, exist_ok=True)
+            found = root.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise Unavailable(
+                    f"{root} is not a folder of this service's account alone, so no MPS daemon is started in it: "
+                    "remove it.",
+                    reason="mps",
+                )
         # What is made in them is the sessions': their account is another one.
         for folder, mode in ((self.pipe, 0o755), (self.shm, 0o1777)):
             folder.mkdir(exist_ok=True)
@@ -65,4 +70,4 @@ class Place:
 
 def place_of(device: str) -> Place:
     """The place of a GPU, by its UUID."""
-    return Place(Path(f"{MPS_SHARED}{device}"))
+    return Place(Path(f"{PIPES}{device}"), Path(f"{MPS_SHARED}{device}"))

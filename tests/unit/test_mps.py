@@ -79,7 +79,8 @@ class Bench:
     """Daemons of one test, in folders of its own."""
 
     def __init__(self, folder: Path, program: Path) -> None:
-        self.place, self.program, self.folder = Place(folder / "place"), program, folder
+        # not in /dev/shm, as on a machine
+        self.place, self.program, self.folder = Place(folder / "place", folder / "memory"), program, folder
         self.isolated: tuple[str, ...] = ()
 
     def daemon(self, device: str = UUID, logs: Path | None = None) -> Daemon:
@@ -120,7 +121,7 @@ def test_a_daemon_is_started_adopted_and_ended(bench: Bench) -> None:
     assert f"CUDA_MPS_PIPE_DIRECTORY={bench.place.pipe}" in environment
     assert f"CUDA_MPS_LOG_DIRECTORY={bench.folder}/state/mps/{UUID}" in environment
     assert not any("secret" in line for line in environment)
-    assert [folder.stat().st_mode & 0o7777 for folder in (bench.place.root, bench.place.shm)] == [
+    assert [folder.stat().st_mode & 0o7777 for folder in (bench.place.memory, bench.place.shm)] == [
         0o700,
         0o1777,
     ]
@@ -198,7 +199,7 @@ def test_a_session_is_led_to_its_daemon_with_its_limits() -> None:
     assert "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE" not in client.environment(replace(HALF, compute=0))
     assert all(containment.names.is_owned_variable(name) for name in client.environment(HALF))
     assert client.volumes(HALF) == {
-        f"/dev/shm/gpupool-mps-{UUID}/pipe": "/run/gpupool-mps",
+        f"/run/gpupool-mps-{UUID}/pipe": "/run/gpupool-mps",
         f"/dev/shm/gpupool-mps-{UUID}/shm": "/dev/shm",
     }
     assert len(f"{place_of(UUID).pipe}/control_privileged") < 107  # the longest path of a socket
