@@ -25,7 +25,6 @@ from ..devices.nvidia.inventory import NvidiaDevices
 from ..devices.prometheus import PrometheusTelemetry
 from ..devices.simulated import SimulatedDevices
 from ..errors import GPUPoolError
-from ..mps.manager import Daemons
 from ..notices.settings import GPUPoolNotices
 from ..pool import GPUPool
 from ..sessions.local import LocalSessions
@@ -34,6 +33,7 @@ from .hub import Hub
 from .metrics import Metrics
 from .notices import Post, ways_of
 from .probing import Prober
+from .sharing import daemons_of, fit_for
 from .stream import Feed
 from .sweep import Rules, Sweep
 from .watching import patience_of
@@ -240,7 +240,7 @@ class GPUPoolService(Application):
             metrics,
             log=self.log,
             prober=self._prober(sessions, hub),
-            daemons=Daemons(Path(self.state_dir), log=self.log),
+            daemons=daemons_of(self.state_dir, self.log),
         )
         notices = GPUPoolNotices(parent=self)
         post = self._post(pool, notices, metrics)
@@ -260,13 +260,11 @@ class GPUPoolService(Application):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.gather(post.stop(), sweep.before.stop())
+            await asyncio.gather(post.stop(), sweep.before.stop(), sweep.mps.end())
             if sweep.prober is not None:
                 sweep.prober.close()
             server.stop()
             await feed.stop()
-            if sweep.leads:
-                await sweep.mps.end()
             await _resign(pool, sweep)
 
     def _devices(self) -> NvidiaDevices | SimulatedDevices:
@@ -274,12 +272,7 @@ class GPUPoolService(Application):
             return SimulatedDevices(parent=self)
         prometheus = PrometheusTelemetry(parent=self)
         found = NvidiaDevices(parent=self, elsewhere=prometheus.utilization if prometheus.url else None)
-        if found.mps and self.backend != "docker":
-            raise TraitError(
-                f"NvidiaDevices.mps is set, and the backend is {self.backend!r}; allowed with MPS is 'docker', whose "
-                "sessions can share memory with a GPU's daemon and with nobody else."
-            )
-        return found
+        return fit_for(found, self.backend)
 
     def _prober(self, sessions: LocalSessions | DockerSessions, hub: Hub) -> Prober | None:
         if not self.session_timeout:

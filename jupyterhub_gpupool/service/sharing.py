@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traitlets import TraitError
 
 from ..devices import Readings
+from ..devices.nvidia.inventory import NvidiaDevices
 from ..errors import GPUPoolError
 from ..ledger import Snapshot
 from ..model import Device, Health, Lease
@@ -44,7 +48,7 @@ class Sharing:
 
     async def end(self) -> None:
         """End the daemons on whose GPUs there is nobody, as far as the ledger can say so."""
-        if self._daemons is None:
+        if self._daemons is None or not self._sweep.leads:
             return
         try:
             held = _held(await self._sweep.pool.ask("snapshot"))
@@ -52,6 +56,21 @@ class Sharing:
             self._sweep._log.warning("MPS daemons are left running: %s", problem.message)
             return
         await self._sweep.ask(self._daemons.end, held)
+
+
+def daemons_of(state: str, log: Any) -> Daemons:
+    """The daemons of a service, with their logs in its folder."""
+    return Daemons(Path(state), log=log)
+
+
+def fit_for(devices: NvidiaDevices, backend: str) -> NvidiaDevices:
+    """The devices, where this backend can share GPUs as they say.  Raises TraitError where it cannot."""
+    if devices.mps and backend != "docker":
+        raise TraitError(
+            f"NvidiaDevices.mps is set, and the backend is {backend!r}; allowed with MPS is 'docker', whose sessions "
+            "can share memory with a GPU's daemon and with nobody else."
+        )
+    return devices
 
 
 def _held(snapshot: Snapshot) -> frozenset[str]:
