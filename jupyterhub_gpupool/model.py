@@ -29,8 +29,7 @@ class State(StrEnum):
 HOLDING = frozenset({State.STARTING, State.ACTIVE, State.STOPPING})
 """States in which a lease holds its slices."""
 
-NEW = "none"
-"""What an event names as the state before a lease's first one."""
+NEW = "none"  # what an event names as the state before a lease's first one
 
 LEGAL: frozenset[tuple[str, str]] = frozenset(
     {
@@ -136,6 +135,7 @@ class Device:
     numa: int | None = None  # the NUMA node of its bus
     cpus: str = ""  # those of that node, as the kernel lists them; empty: unknown
     links: tuple[tuple[str, str], ...] = ()  # (other GPU, how near: NV12 (NVLinks), PIX, PXB, PHB, NODE, SYS)
+    trust: str = ""  # the group whose shares of it go through MPS, "*": of everybody; empty: it has no MPS
 
     @property
     def usable(self) -> bool:

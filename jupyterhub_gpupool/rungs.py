@@ -23,6 +23,8 @@ class Rung(StrEnum):
     """Whole GPUs: the others are not visible."""
     HARDWARE = "hardware"
     """A MIG instance."""
+    MPS = "mps+watchdog"
+    """A share of a GPU that its group shares through MPS."""
     FRAMEWORK = "framework+watchdog"
     WATCHDOG = "watchdog"
 
@@ -43,11 +45,11 @@ _WATCH = {
 _REST = "Others on the GPU are not held back from computing, and an error of theirs can reach this session"
 
 
-def rung_of(kind: Kind, *, simulated: bool, limited: bool | None) -> Rung:
+def rung_of(kind: Kind, *, simulated: bool, limited: bool | None, mps: bool = False) -> Rung:
     """What holds a slice of this kind.
 
     ``limited``: whether TensorFlow in the session is told its limit and keeps to it; None: not known, so that
-    no more is claimed than there is.
+    no more is claimed than there is.  ``mps``: whether its GPU is shared through MPS.
     """
     if kind is Kind.CPU:
         return Rung.NONE
@@ -58,6 +60,8 @@ def rung_of(kind: Kind, *, simulated: bool, limited: bool | None) -> Rung:
             return Rung.HARDWARE
         case Kind.GPU:
             return Rung.DEVICES
+        case _ if mps:
+            return Rung.MPS
         case _:
             return Rung.FRAMEWORK if limited else Rung.WATCHDOG
 
@@ -84,6 +88,12 @@ def in_words(rung: str, *, stops: bool | None = True) -> str:
     except ValueError:  # a later version's
         return "not known"
     match known:
+        case Rung.MPS:
+            return (
+                "MPS: a limit of GPU memory for each process by itself, and of its part of the computing where the "
+                f"profile names one, and {_WATCH[stops]}. What is given up: sessions on this GPU share /dev/shm and "
+                "one account, and a fatal error of one ends the GPU programs of all others on it"
+            )
         case Rung.FRAMEWORK:
             return (
                 f"TensorFlow's own limit, for each process by itself, and {_WATCH[stops]}. Other programs have no "

@@ -18,7 +18,7 @@ from .hardening import (
     host_config,
     reference,
 )
-from .names import LABEL, NO_DEVICE, image_problem, user_problem, volume_name
+from .names import LABEL, MPS_SHARED, NO_DEVICE, image_problem, user_problem, volume_name
 from .paths import path_problem
 from .rules import DANGERS, dangers, owned, refusals
 
@@ -28,6 +28,7 @@ __all__ = [
     "LABEL",
     "LOG_FILES",
     "LOG_SIZE",
+    "MPS_SHARED",
     "NO_DEVICE",
     "PIDS",
     "SHM_SIZE",

@@ -20,7 +20,8 @@ GIVEN = {
     "security_opt": "`no-new-privileges`: no setuid program inside makes anybody root. The engine's own seccomp and "
     "AppArmor profiles stay as they are.",
     "pids_limit": "A fork bomb fills the session, not the machine.",
-    "ipc_mode": "`/dev/shm` is the session's own: what one writes there nobody else reads.",
+    "ipc_mode": "`/dev/shm` is the session's own: what one writes there nobody else reads. On a GPU shared through "
+    "MPS it is that of all sessions on it, and grows as far as the machine's own.",
     "shm_size": "Room for programs that share data between their processes; the engine's 64 MiB end in a bus "
     "error. What is written there counts as the session's memory.",
     "tmpfs": "`/tmp` is in the session's memory, cannot fill the machine's disk and is gone at the end. Programs may "

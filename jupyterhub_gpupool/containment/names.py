@@ -15,6 +15,9 @@ LABEL = "org.jupyterhub.gpupool."
 NO_DEVICE = "void"
 """What NVIDIA_VISIBLE_DEVICES says so that the container runtime shows no GPU at all."""
 
+MPS_SHARED = "/dev/shm/gpupool-mps-"
+"""How the folders begin whose ``shm`` sessions on a GPU share with its MPS daemon; its UUID follows."""
+
 LONGEST_IMAGE = 400
 LONGEST_USER = 255
 ANY_IMAGE = "*"
@@ -30,6 +33,9 @@ _PINNED = re.compile(rf"(?:[^@]+@)?{_DIGEST}")
 
 OWNED_VARIABLES = frozenset(
     {
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT",
+        "CUDA_MPS_PIPE_DIRECTORY",
         "CUDA_VISIBLE_DEVICES",
         "LD_AUDIT",
         "LD_PRELOAD",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..cells import ranges
 from ..model import Lease, Owner
-from .names import LABEL, NO_DEVICE
+from .names import LABEL, MPS_SHARED, NO_DEVICE
 from .rules import dangers as dangers_in
 
 CDI_KIND = "nvidia.com/gpu="
@@ -103,10 +103,17 @@ def differences(
         wrong.append("it was given devices by number")
     # An engine on cgroup v1 has no namespace for them, whatever it was asked for.
     asked_host = {key: value for key, value in host.items() if key not in ("DeviceRequests", "CgroupnsMode")}
+    asked_host["Binds"] = [line for line in host.get("Binds") or () if not _is_mps(line, labels)]
     has = {"host_config": asked_host, "user": config.get("User")}
     there = dangers_in({"extra_create_kwargs": has, "port": port})
     wrong += [f"it has the danger {name}, which nobody accepted" for name in there if name not in dangers]
     return wrong
+
+
+def _is_mps(bind: str, labels: Mapping[str, str]) -> bool:
+    """Whether a session was given this by the pool itself: what it shares with the MPS daemon of its own GPU."""
+    devices = labels.get(LABEL + "devices", "").split(",")
+    return bind.partition(":")[0] in [f"{MPS_SHARED}{device}/shm" for device in devices if device]
 
 
 def seen_differently(environ: str, *, visible: Sequence[str], access: str) -> str:

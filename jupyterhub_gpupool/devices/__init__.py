@@ -22,6 +22,8 @@ class Readings:
     leases: Mapping[str, Sample] = field(default_factory=dict)
     devices: Mapping[str, Sample] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
+    strays: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
+    """By lease on a GPU with MPS: its processes there that are no clients of the daemon; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)

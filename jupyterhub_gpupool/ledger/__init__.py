@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import or_, select, update
 
-from .. import fairness, placement
+from .. import fairness, placement, trust
 from ..conditions import Condition
 from ..errors import Unavailable
 from ..model import NEW, Device, Lease, Request, Sample, Session, State
@@ -127,9 +127,10 @@ class Ledger(Reader, Admin, Deliveries, Endings):
         name, groups = request.owner.name, request.groups
         if rules.profiles:
             fairness.check_profile(name, groups, request.profile, rules.limits)
-        devices = self._grants.devices(tx.conn, tx.inventory)
-        if not devices or not tx.settled:
+        known = self._grants.devices(tx.conn, tx.inventory)
+        if not known or not tx.settled:
             return 0.0
+        devices = trust.open_to(known, groups)
         placement.check_possible(request.wish, devices)
         gpus = placement.cost(request.wish, devices)
         fairness.check_ever(name, groups, gpus, rules.limits)

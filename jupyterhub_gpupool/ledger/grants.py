@@ -24,7 +24,7 @@ from .drains import known_ones
 from .rules import Rules, in_force
 from .store import Transaction
 from .transitions import check, claim, move
-from .turns import Line, Policy, waiting
+from .turns import Lent, Line, Policy, waiting
 
 
 class Grants:
@@ -34,7 +34,7 @@ class Grants:
         self.policy = policy
         self.past = Past(policy.half_life)
         self._devices: tuple[int, tuple[Device, ...]] = (-1, ())
-        self._lent: dict[frozenset[str], Sequence[Device]] = {}
+        self._lent: Lent = {}
         self._rules: tuple[int, Rules] = (-1, Rules.of({}))
 
     def forget(self) -> None:
@@ -190,7 +190,7 @@ class _Round:
         if placement.choose(wish, devices, self.occupancy, self.reserved) is not None:
             self._say(row, "what is free would take more than your limit has left")
             return
-        if self._never(row, wish):
+        if self._never(row, wish, devices):
             return
         self.hopeless.add((row.wish, id(devices)))
         if self.headless or own:
@@ -216,10 +216,10 @@ class _Round:
         more = placement.reserve(wish, devices, occupancy, holders)
         self.reserved = placement.Reserved(kept.devices | more.devices, kept.instances | more.instances)
 
-    def _never(self, row: Any, wish: Wish) -> bool:
+    def _never(self, row: Any, wish: Wish, devices: Sequence[Device]) -> bool:
         """Close a request that came before the first inventory, and for which there is no such device."""
         try:
-            placement.check_possible(wish, self.devices)
+            placement.check_possible(wish, devices)
         except Rejected as never:
             why, now = never.message, self.tx.now
             move(self.tx, row, State.CLOSED, actor="gpupool", action="refuse", reason=why, closed_at=now)

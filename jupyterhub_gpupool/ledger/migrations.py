@@ -91,6 +91,7 @@ WHERE_AND_HOW_WARM = tuple(
         "power_watts FLOAT",
         "temperature_celsius FLOAT",
         "ecc_errors FLOAT",
+        "trust VARCHAR(255) DEFAULT '' NOT NULL",
     )
 )
 

@@ -70,6 +70,7 @@ def device(row: Any) -> Device:
         numa=row.numa,
         cpus=row.cpus,
         links=tuple((other, link) for other, link in json.loads(row.links)),
+        trust=row.trust,
     )
 
 
@@ -93,6 +94,7 @@ def device_values(found: Device) -> dict[str, Any]:
         "numa": found.numa,
         "cpus": found.cpus,
         "links": dump(found.links),
+        "trust": found.trust,
     }
 
 

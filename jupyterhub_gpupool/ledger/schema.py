@@ -121,6 +121,9 @@ devices = Table(
     Column("temperature_celsius", Float),
     Column("ecc_errors", Float),  # a count; no integer of a database is sure to hold what a driver may say
     Column(
+        "trust", String(255), nullable=False, server_default=""
+    ),  # who shares it through MPS; empty: nobody
+    Column(
         "forgotten", Integer, nullable=False, server_default="0"
     ),  # 1: the row is there for its history alone
     CheckConstraint("used >= 0 AND used <= cells"),

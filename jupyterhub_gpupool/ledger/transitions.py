@@ -116,7 +116,8 @@ def _rung(tx: Transaction, held: Sequence[Slice], limited: bool | None) -> str:
         return rungs.Rung.NONE.value
     on = t.devices.c.id.in_({part.device for part in held})
     simulated = bool(tx.run(select(func.max(t.devices.c.simulated)).where(on)).scalar_one())
-    return rungs.rung_of(held[0].kind, simulated=simulated, limited=limited).value
+    mps = bool(tx.run(select(func.max(t.devices.c.trust)).where(on)).scalar_one())
+    return rungs.rung_of(held[0].kind, simulated=simulated, limited=limited, mps=mps).value
 
 
 def expect(row: Any, *states: State, version: int | None = None) -> None:

@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, select
 
-from .. import fairness, placement
+from .. import fairness, placement, trust
 from ..fairness.orders import HALF_LIFE, PATIENCE, step_within
 from ..model import Device, Limit, State, Terms, Wish
 from . import drains, rows
 from . import schema as t
 from .counts import Budgets, Past, Run, UsageReader
 from .rules import Rules
+
+Lent = dict[tuple[frozenset[str], frozenset[str]], Sequence[Device]]
+"""The devices for a request, by those of the drained ones that it may have and those that are closed to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +124,13 @@ class Line:
         policy: Policy,
         rules: Rules,
         devices: Sequence[Device],
-        lent: dict[frozenset[str], Sequence[Device]],
+        lent: Lent,
         past: Past,
     ) -> None:
         self._run, self._now, self._policy, self._rules = run, now, policy, rules
         self._devices, self._lent, self._past = devices, lent, past
         self.draining = drains.planned(devices, now)
+        self._trusted = [device for device in devices if device.trust]
         self.guaranteed = rules.guaranteed(now)
         self.usage = UsageReader(run, rules, self.guaranteed)
         self._budgets = Budgets(run, now, rules)
@@ -168,13 +172,22 @@ class Line:
         return terms
 
     def devices(self, row: Any) -> Sequence[Device]:
-        """The devices for a request: of those that will be drained, those that it has left by then."""
-        if not self.draining:
+        """The devices for a request: of those that will be drained, those that it has left by then.
+
+        Those that another group shares through MPS are not among them.
+        """
+        still, closed = frozenset[str](), frozenset[str]()
+        if self.draining:
+            still = drains.still_open(self.draining, self._now, self.terms(row).max_age)
+        if self._trusted:
+            closed = trust.closed_to(self._trusted, self.groups(row.groups))
+        if not still and not closed:
             return self._devices
-        still = drains.still_open(self.draining, self._now, self.terms(row).max_age)
-        if still and still not in self._lent:
-            self._lent[still] = drains.lent(self._devices, still)
-        return self._lent[still] if still else self._devices
+        key = still, closed
+        if key not in self._lent:
+            lent = drains.lent(self._devices, still) if still else self._devices
+            self._lent[key] = tuple(device for device in lent if device.id not in closed)
+        return self._lent[key]
 
     # --- what the limits say ---
 

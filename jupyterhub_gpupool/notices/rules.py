@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..model import Lease, State
+from ..trust import MPS
 from ..watchdog import MEMORY
 
 WARNING, RECLAIMED, STARTED, BUDGET, DEVICE = "warning", "reclaimed", "started", "budget", "device"
@@ -204,6 +205,9 @@ def _warning(rules: Rules, lease: Lease, seen: Occasion) -> Notice:
         then = "Free some, or end one of several notebooks, and it goes on."
         if rules.stops:
             then += f" It is stopped after {span(left)} with more than is tolerated."
+    elif lease.warned_for == MPS:
+        subject = f"Your GPU session {name} runs programs past MPS"
+        then = "It is stopped now." if rules.stops else "Nothing is stopped at present; please end them."
     elif rules.stops:
         subject = f"Your GPU session {name} will be stopped"
         then = f"{FROM_THIS} it is stopped in {span(left)}, unless it is used again."

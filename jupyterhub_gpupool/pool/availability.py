@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Protocol
 
-from .. import fairness, placement
+from .. import fairness, placement, trust
 from ..errors import GPUPoolError
 from ..ledger import Snapshot, devices_until
 from ..model import Kind
@@ -29,7 +29,7 @@ def available(
     budget: fairness.Budget,
 ) -> dict[str, Availability]:
     """What a person could have at this moment, by profile; ``budget`` is how theirs stands."""
-    occupancy = snapshot.occupancy
+    occupancy, known = snapshot.occupancy, trust.open_to(snapshot.devices, groups)
     queued = Counter(lease.profile for lease in snapshot.queue)
     rights = fairness.profiles(user, groups, snapshot.limits)
     found: dict[str, Availability] = {}
@@ -41,14 +41,14 @@ def available(
         free: int | None = None
         if snapshot.settled and snapshot.devices:
             try:
-                placement.check_possible(profile.wish, snapshot.devices)
-                gpus = placement.cost(profile.wish, snapshot.devices)
+                placement.check_possible(profile.wish, known)
+                gpus = placement.cost(profile.wish, known)
                 fairness.check_ever(user, groups, gpus, snapshot.limits)
             except GPUPoolError as never:
                 allowed, reason = False, reason or never.message
             if gpu:
                 age = fairness.max_age(user, groups, snapshot.limits, profile.terms.max_age).seconds
-                devices = devices_until(snapshot.devices, snapshot.now, age)
+                devices = devices_until(known, snapshot.now, age)
                 free = placement.count_free(profile.wish, devices, occupancy)
         if allowed and gpu and budget.state is fairness.BudgetState.EXHAUSTED:
             allowed, reason = False, budget.message

@@ -132,13 +132,16 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def facts(profile: Profile, *, simulated: bool = False) -> list[str]:
+def facts(profile: Profile, *, simulated: bool = False, mps: bool = False) -> list[str]:
     """What a profile gives and under which terms, in words, one line each."""
     words = [describe_wish(profile.wish)]
     if profile.wish.kind is Kind.SHARE:
         limited = rungs.is_limited(profile.tensorflow, {})
         rung = rungs.rung_of(Kind.SHARE, simulated=simulated, limited=limited)
         words.append(f"held by: {rungs.in_words(rung, stops=None)}")
+        if mps:
+            through = rungs.in_words(rungs.Rung.MPS, stops=None)
+            words.append(f"held by, where its GPU is one shared through MPS: {through}")
     if profile.cpu_limit is not None:
         words.append(f"{profile.cpu_limit:g} CPU cores")
     if profile.mem_limit is not None:
@@ -194,6 +197,7 @@ def render_form(
     selected: Mapping[str, Any] | None,
     notice: str = "",
     simulated: bool = False,
+    mps: bool = False,
     isolation_note: str = "",
     admin: bool = False,
     budget: Budget | None = None,
@@ -214,7 +218,7 @@ def render_form(
             allowed, reason = seen.allowed, seen.reason
         why = shared.index(reason) + 1 if not allowed and reason in shared else 0
         state = state_in_words(profile, seen) if allowed else f"not for you: {_reason(reason, why, shared)}"
-        words = facts(profile, simulated=simulated)
+        words = facts(profile, simulated=simulated, mps=mps)
         rows.append({"profile": profile, "allowed": allowed, "state": state, "why": why, "facts": words})
     open_to = [row["profile"].slug for row in rows if row["allowed"]]
     wanted = selected.get("profile") if isinstance(selected, Mapping) else None

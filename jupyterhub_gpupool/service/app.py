@@ -34,6 +34,7 @@ from .hub import Hub
 from .metrics import Metrics
 from .notices import Post, ways_of
 from .probing import Prober
+from .sharing import daemons_of, fit_for
 from .stream import Feed
 from .sweep import Rules, Sweep
 from .watching import patience_of
@@ -235,6 +236,7 @@ class GPUPoolService(Application):
             metrics,
             log=self.log,
             prober=self._prober(sessions, hub),
+            daemons=daemons_of(self.state_dir, self.log),
         )
         notices = GPUPoolNotices(parent=self)
         post = self._post(pool, notices, metrics)
@@ -254,7 +256,7 @@ class GPUPoolService(Application):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.gather(post.stop(), sweep.before.stop())
+            await asyncio.gather(post.stop(), sweep.before.stop(), sweep.mps.end())
             if sweep.prober is not None:
                 sweep.prober.close()
             server.stop()
@@ -265,7 +267,8 @@ class GPUPoolService(Application):
         if self.devices == "simulated":
             return SimulatedDevices(parent=self)
         prometheus = PrometheusTelemetry(parent=self)
-        return NvidiaDevices(parent=self, elsewhere=prometheus.utilization if prometheus.url else None)
+        found = NvidiaDevices(parent=self, elsewhere=prometheus.utilization if prometheus.url else None)
+        return fit_for(found, self.backend)
 
     def _prober(self, sessions: LocalSessions | DockerSessions, hub: Hub) -> Prober | None:
         if not self.session_timeout:

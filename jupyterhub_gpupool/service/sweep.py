@@ -21,9 +21,11 @@ from ..errors import GPUPoolError, LeaseConflict, Unavailable
 from ..fairness import Victim
 from ..ledger import Observation, Progress, Snapshot, Wanted
 from ..model import Decision, Lease, Process, Sample, Session, State, Verdict
+from ..mps.manager import Daemons
 from ..pool import GPUPool
 from ..sessions import Sessions
 from ..signals import Work
+from ..trust import MPS
 from .before import Before
 from .calls import calls_on, note_on
 from .handover import HandOver
@@ -32,6 +34,7 @@ from .metrics import Counters
 from .modes import in_mode
 from .probing import Prober
 from .reach import Reach
+from .sharing import Sharing
 from .tidy import Tidy
 
 T = TypeVar("T")
@@ -66,6 +69,7 @@ class Sweep:
         clock: Callable[[], float] = time.monotonic,
         log: logging.Logger | None = None,
         prober: Prober | None = None,
+        daemons: Daemons | None = None,
     ) -> None:
         self.prober = prober
         self.pool, self.sessions, self.hub, self.rules, self.counters = pool, sessions, hub, rules, counters
@@ -83,6 +87,7 @@ class Sweep:
         self.tidy = Tidy(self)
         self.hand_over = HandOver(self)
         self.reach = Reach(self)
+        self.mps = Sharing(self, daemons)
         self.last_success: float | None = None
         self.last_problem = "no sweep yet"
 
@@ -106,7 +111,7 @@ class Sweep:
             await self.pool.ask("restart_warnings", self.rules.mode)
             await self.hand_over.recall()
             self._leading = True
-        devices = await self.ask(self.inventory.devices)
+        devices = await self.mps.watch(await self.ask(self.inventory.devices))
         if devices is not None and await self.pool.ask("sync_inventory", devices):
             problem = await self.pool.ask("check_shares")
             if problem:
@@ -182,6 +187,7 @@ class Sweep:
         elapsed = 0.0 if self._looked_at is None else now - self._looked_at
         self._looked_at = now
         readings = await self._look(active, listed)
+        self.mps.note(readings, active)
         faults.point("sweep.sampled")
         wanted: Wanted = await self.pool.ask("wanted")
         devices = {device.id: device for device in snapshot.devices}
@@ -248,7 +254,7 @@ class Sweep:
             calls=calls,
         )
         watched = self._watch(lease, sample, elapsed)
-        verdict = watchdog.join(idleness.judge(facts), watched)
+        verdict = self.mps.strays.join(lease.id, watchdog.join(idleness.judge(facts), watched))
         verdict, deadline, warned_for = in_mode(verdict, self.rules.mode)
         return Observation(
             lease=lease.id,
@@ -332,10 +338,13 @@ class Sweep:
 
         Nor may an idle session's owner have come back to work meanwhile; ``work`` is what was judged.
         """
-        if rule not in (idleness.IDLE, watchdog.MEMORY):
+        if rule not in (idleness.IDLE, watchdog.MEMORY, MPS):
             return True
         listed = await self.ask(self.sessions.list)
-        sample = (await self._look(active, listed)).leases.get(lease.id, Sample())
+        readings = await self._look(active, listed)
+        sample = readings.leases.get(lease.id, Sample())
+        if rule == MPS:
+            return bool(readings.strays.get(lease.id))
         if rule == watchdog.MEMORY:
             return watchdog.is_over(sample.memory_mib, watchdog.limit_of(lease.slices), self.rules.patience)
         if not idleness.is_quiet(sample, lease.terms.threshold):

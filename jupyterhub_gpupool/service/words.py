@@ -9,9 +9,10 @@ from typing import Any
 from .. import topology
 from ..idleness import BUDGET, CALLED, DRAIN, IDLE, MAX_AGE, SHARE
 from ..model import Device, Health, Kind, Lease, Slice, State
+from ..trust import MPS
 from ..watchdog import MEMORY
 
-UNEXTENDABLE = (MAX_AGE, *CALLED, MEMORY)
+UNEXTENDABLE = (MAX_AGE, *CALLED, MEMORY, MPS)
 """Rules of warnings that no extension puts off."""
 
 VERSIONS = {"tensorflow": "TensorFlow", "cuda": "CUDA", "driver": "driver"}
@@ -72,6 +73,7 @@ RULES = {
     DRAIN: "its GPU is taken out of service",
     BUDGET: "the GPU-hours that pay for it are used up",
     MEMORY: "it holds more GPU memory than its share. Free some, or end one of several notebooks, and it goes on",
+    MPS: "its GPU is shared through MPS, and it runs programs that go past that",
 }
 """Why a session is warned, by the rule."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .. import profiles
+from .. import profiles, trust
 from ..errors import Rejected, Unavailable
 from ..model import Kind, Lease
 from .refusal import refuse
@@ -25,7 +25,7 @@ async def one_door(spawner: GPUPoolMixin, options: Any) -> None:
 
 async def render_form(spawner: GPUPoolMixin) -> str:
     """The profile form with what is free and what is in the queue at this moment."""
-    groups, notice, simulated = spawner._groups, "", False
+    groups, notice, simulated, mps = spawner._groups, "", False, False
     offered: dict[str, profiles.Availability] = {}
     budget, over = None, []
     try:
@@ -35,6 +35,7 @@ async def render_form(spawner: GPUPoolMixin) -> str:
         budget = await spawner.pool.budget(snapshot, spawner.user.name, groups)
         over = profiles.over_in_words(snapshot.over, spawner.user.name, groups)
         simulated = any(device.simulated for device in snapshot.devices)
+        mps = any(device.trust for device in trust.open_to(snapshot.devices, groups))
         owner = spawner._owner
         selected = await spawner.pool.ask("last_options", owner.hub_id, owner.created)
     except Unavailable as problem:
@@ -56,6 +57,7 @@ async def render_form(spawner: GPUPoolMixin) -> str:
         selected=selected,
         notice=notice,
         simulated=simulated,
+        mps=mps,
         isolation_note=spawner.isolation_note,
         admin=bool(spawner.user.admin),
         budget=budget,

@@ -28,7 +28,8 @@ from traitlets import (
 from .. import containment, profiles, topology
 from ..containment.readback import ACCESS, UNSAFE, access_for, labels_for, request_for, with_labels
 from ..errors import GPUPoolError, Rejected, Unavailable
-from ..model import Lease, Session
+from ..model import Lease, Session, Slice
+from ..mps import client as mps
 from ..sessions.docker import ENGINE_ERRORS, DockerSessions, connect
 from . import images
 from .base import GPUPoolMixin
@@ -137,6 +138,7 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
 
     _image_id: str | None = None  # of the image at hand
     _access = "none"  # how its GPUs get into the container
+    _through: Slice | None = None  # what of its lease goes through MPS
     _shared: ClassVar[dict[tuple[str, str], DockerSessions]] = {}
     _info: ClassVar[tuple[float, Mapping[str, Any]]] = (float("-inf"), {})
 
@@ -257,6 +259,7 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
         self._access = access_for(self.gpu_access, visible, simulated, info)
         accepted = ",".join(sorted({*self.unsafe, *self._choice.unsafe}))
         self.labels = {**self.labels, ACCESS: self._access, UNSAFE: accepted}
+        self._through = mps.shared(self._lease.slices, self._devices)
         if not self.mem_limit:  # 0 is the stock default, too
             self.mem_limit = int(info["MemTotal"] * MEMORY_PART)
         host, create = await self._given("extra_host_config"), await self._given("extra_create_kwargs")
@@ -267,6 +270,8 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
             **{source: f"{DATASETS}/{name}" for name, source in self.pool.datasets.items()},
         }
         self._refuse(host, create)
+        if self._through is not None:
+            self._join(self._through, create)
         rules = containment.host_config(
             mem_limit=int(self.mem_limit),
             pids_limit=self.pids_limit,
@@ -291,6 +296,12 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
             **create,
             "labels": with_labels(create.get("labels") or {}, self.labels),
         }
+
+    def _join(self, part: Slice, create: Mapping[str, Any]) -> None:
+        """Have the session meet the MPS daemon of its GPU.  Raises Unavailable where it would not."""
+        account = str(create.get("user") or self._eval_if_callable(self.run_as))
+        mps.check(part, account=account, common=None if callable(self.run_as) else self.run_as)
+        self.volumes = {**self.volumes, **mps.volumes(part)}
 
     async def _given(self, name: str) -> dict[str, Any]:
         """A setting of the admin or of the profile that may be a function."""
@@ -320,6 +331,8 @@ class GPUPoolDockerSpawner(Verification, GPUPoolMixin, Container):
             env.setdefault("HOME", self.home)
         if self._lease is not None and self._access == "none":
             env |= {"NVIDIA_VISIBLE_DEVICES": containment.NO_DEVICE, "CUDA_VISIBLE_DEVICES": "-1"}
+        if self._through is not None:
+            env |= mps.environment(self._through)
         return env
 
     # --- adoption and end ------------------------------------------------------------------------

@@ -205,12 +205,14 @@ class Day:
         self.b.launch()
         for _ in range(60):
             snapshot = self.b.ledger.snapshot()
-            active = [lease for lease in snapshot.leases if lease.state is State.ACTIVE]
-            if not active and not snapshot.queue:
+            held = [lease for lease in snapshot.leases if lease.state is not State.QUEUED]
+            if not held and not snapshot.queue:
                 return
-            if not active:  # budgets come back when the window has passed
-                self.b.clock.forward(8 * 86400)
-                self.b.pass_time()
+            active = [lease for lease in held if lease.state is State.ACTIVE]
+            if not active:
+                if not held:  # budgets come back when the window has passed
+                    self.b.clock.forward(8 * 86400)
+                self.b.pass_time()  # what a sweep has begun to stop, it ends
                 continue
             for lease in active:
                 self.stop(lease)

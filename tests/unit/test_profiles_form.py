@@ -243,6 +243,8 @@ def test_everything_is_said_that_was_asked_for() -> None:
     ):
         assert words in form.words
     assert "simulated" not in render().words
+    given_up = "a fatal error of one ends the GPU programs of all others on it"
+    assert given_up in render(mps=True).words and given_up not in render().words
 
 
 def test_nobody_can_write_markup_into_the_page() -> None:

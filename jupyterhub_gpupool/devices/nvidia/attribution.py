@@ -76,10 +76,17 @@ class Attribution:
             leases[lease] = _together(found)
         self._owners = current
         self._ghosts = {key: count for key, count in self._ghosts.items() if key in plain}
+        strays = {
+            lease: _past(listed, current, lease, [there.get(part.device) for part in through])
+            for lease, held in slices.items()
+            if (through := [part for part in held if _is_mps(devices.get(part.device))])
+            for listed in [processes.get(lease)]
+        }
         conditions = {
             uuid: Condition(gpu["power"], gpu["temperature"], gpu["ecc"]) for uuid, gpu in there.items()
         }
-        return Readings(leases=leases, devices={uuid: plain[uuid] for uuid in there}, conditions=conditions)
+        seen = {uuid: plain[uuid] for uuid in there}
+        return Readings(leases=leases, devices=seen, conditions=conditions, strays=strays)
 
     # --- one GPU, one instance -------------------------------------------------------------------------
 
@@ -131,10 +138,17 @@ class Attribution:
             used = float(sum(uses.get(str(pid), 0) for pid, owner in owners.items() if owner == lease))
             if not used and any(int(pid) not in owners and self._shown(int(pid)) is None for pid in uses):
                 return Sample()  # somebody was busy who came and went between two looks
+            if not used and any(self._serves(int(pid)) for pid, percent in uses.items() if percent):
+                used = None  # an MPS server was busy, and it does not say for whom
         memory = None if any(one[1] is None for one in own) else sum(one[1] for one in own)
         if used is not None:
             used = min(100.0, used * part.of / len(part.cells))
         return Sample(used, memory, len(own) if own or not used else None)
+
+    def _serves(self, pid: int) -> bool:
+        """Whether a process is a server of MPS, on which the driver books what its clients do."""
+        shown = self._shown(pid)
+        return shown is not None and fnmatchcase(shown.name, MPS_SERVER)
 
     def _hidden(self, listed: Iterable[Sequence[Any]], owners: Mapping[int, str]) -> bool:
         """Whether a process on a GPU may be of a session although it is not listed there."""
@@ -168,6 +182,22 @@ class Attribution:
             if found:
                 self.foreign[uuid] = tuple(found)
         self._strangers = strangers
+
+
+def _is_mps(device: Device | None) -> bool:
+    return device is not None and bool(device.trust)
+
+
+def _past(
+    listed: tuple[Process, ...] | None, owners: Mapping[int, str], lease: str, gpus: Sequence[Facts | None]
+) -> tuple[int, ...] | None:
+    """The processes of a lease that use a GPU past its MPS daemon; None where this cannot be told."""
+    found: set[int] = set()
+    for gpu in gpus:
+        if listed is None or gpu is None or gpu["processes"] is None or gpu.get("clients") is None:
+            return None
+        found |= {pid for pid in _pids(gpu) - set(gpu["clients"]) if owners.get(pid) == lease}
+    return tuple(sorted(found))
 
 
 def _pids(gpu: Facts) -> set[int]:

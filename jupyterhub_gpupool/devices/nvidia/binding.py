@@ -173,6 +173,12 @@ def processes(device: Any) -> list[list[int | None]] | None:
     return list(listed.values())
 
 
+def clients(device: Any) -> list[int] | None:
+    """Processes that compute through an MPS server; None where this driver does not tell them apart."""
+    found = maybe("nvmlDeviceGetMPSComputeRunningProcesses_v3", device)
+    return None if found is None else [int(one.pid) for one in found]
+
+
 def samples(device: Any, since: int) -> list[tuple[int, int]] | None:
     """Samples of the utilization in percent after ``since``, with the driver's own times; None: unsupported."""
     try:

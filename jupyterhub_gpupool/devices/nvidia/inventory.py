@@ -20,6 +20,7 @@ from .helper import Broken, Helper, Silent
 from .layout import Wanted, device_of
 from .remains import Remains, find
 
+LONGEST_GROUP = 255
 NO_GPU = "The NVIDIA driver works, but it sees no GPU."
 
 
@@ -47,6 +48,17 @@ class NvidiaDevices(LoggingConfigurable):
         help="""GPUs with which the pool has nothing to do: a list of shell patterns, compared as those of ``modes``.
         Prefer UUIDs (``nvidia-smi -L``): an index can mean another GPU after a reboot. Empty (the default): none is
         left out. Example: ``["GPU-8a0f2c1e-*", "GeForce*"]``.""",
+    ).tag(config=True)
+
+    mps = Dict(
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        help="""GPUs whose shares go through NVIDIA's MPS: a dictionary of shell pattern, compared as those of
+        ``modes``, to the JupyterHub group whose members trust each other on that GPU; the first pattern that matches
+        counts. Nothing on it is granted to anybody else. ``"*"``: everybody may have it, because everybody trusts
+        everybody. Such a GPU is handed out in shares only (its mode is ``"share"`` or ``"any"``). It needs the
+        backend ``docker``, the service as root and ``nvidia-cuda-mps-control``; what it gives up is told in
+        ``docs/gpus.md``. Empty (the default): MPS is not used. Example: ``{"GPU-8a0f*": "vision-lab"}``.""",
     ).tag(config=True)
 
     ignored_programs = List(
@@ -99,7 +111,7 @@ class NvidiaDevices(LoggingConfigurable):
         super().__init__(**kwargs)
         self._clock, self._elsewhere = clock, elsewhere
         self._helper = Helper(self.library_dir, self.timeout, log=self.log)
-        self._wanted = Wanted(tuple(self.exclude), dict(self.modes))
+        self._wanted = Wanted(tuple(self.exclude), dict(self.modes), dict(self.mps))
         self._watch = Watch(self.ignored_xids, self.heal_after)
         self._attribution = Attribution(tuple(self.ignored_programs), shown)
         self._remains = Remains(tuple(self.ignored_programs), shown)
@@ -119,6 +131,16 @@ class NvidiaDevices(LoggingConfigurable):
             if mode not in list(Mode):
                 raise TraitError(
                     f"NvidiaDevices.modes[{pattern!r}] is {mode!r}; allowed: {', '.join(map(repr, map(str, Mode)))}."
+                )
+        return proposal.value
+
+    @validate("mps")
+    def _valid_mps(self, proposal: Any) -> Any:
+        for pattern, group in proposal.value.items():
+            if not pattern or not 0 < len(group) <= LONGEST_GROUP or group != group.strip():
+                raise TraitError(
+                    f"NvidiaDevices.mps[{pattern!r:.80}] is {group!r:.80}; allowed is the name of a group "
+                    f'(1 to {LONGEST_GROUP} characters) or "*" for everybody.'
                 )
         return proposal.value
 
@@ -168,7 +190,9 @@ class NvidiaDevices(LoggingConfigurable):
                 problems += more
                 devices[device.id] = self._with_health(device, self._watch.judge(gpu, now))
         self._known |= devices
-        self._say("layout", tuple(problems))
+        # Where a GPU does not answer, it may be the one that is meant.
+        lacking = () if faults or not found["gpus"] else self._wanted.unmet(found["gpus"])
+        self._say("layout", (*problems, *lacking))
         if faults:
             gone = [device for device in self._known.values() if device.id not in devices]
             for device in gone:

@@ -24,10 +24,11 @@ VENDOR = re.compile(r"^(NVIDIA |Tesla )+")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the admin has configured: patterns of GPUs to leave out, and of modes, in order."""
+    """What the admin has configured: patterns of GPUs to leave out, of modes and of groups, in order."""
 
     exclude: Sequence[str] = ()
     modes: Mapping[str, str] = field(default_factory=dict)
+    mps: Mapping[str, str] = field(default_factory=dict)
 
     def leaves_out(self, gpu: Facts) -> bool:
         """Whether the pool has nothing to do with this GPU."""
@@ -36,6 +37,18 @@ class Wanted:
     def mode(self, gpu: Facts) -> Mode | None:
         """The mode of a GPU by the first pattern that means it; None: none does."""
         return next((Mode(mode) for pattern, mode in self.modes.items() if _means(pattern, gpu)), None)
+
+    def trust(self, gpu: Facts) -> str:
+        """The group whose shares of a GPU go through MPS, by the first pattern that means it; empty: none."""
+        return next((group for pattern, group in self.mps.items() if _means(pattern, gpu)), "")
+
+    def unmet(self, gpus: Sequence[Facts]) -> tuple[str, ...]:
+        """Sentences about patterns of ``mps`` that mean no GPU there is: a slip that would share without MPS."""
+        return tuple(
+            f"NvidiaDevices.mps names {pattern!r:.80}, and no GPU here is called so: it has no effect."
+            for pattern in self.mps
+            if not any(_means(pattern, gpu) for gpu in gpus)
+        )
 
 
 def _means(pattern: str, gpu: Facts) -> bool:
@@ -53,6 +66,9 @@ def device_of(gpu: Facts, node: str, driver: str, wanted: Wanted) -> tuple[Devic
     model, mig = model_of(gpu["name"]), gpu["instances"] is not None
     cells, instances, problems = _instances(gpu, model) if mig else (CELLS_PER_GPU, (), ())
     mode, barred = _mode(gpu, wanted.mode(gpu), mig)
+    trust = wanted.trust(gpu)
+    if trust:
+        mode, barred = _with_mps(mode, barred)
     device = Device(
         id=gpu["uuid"],
         node=node,
@@ -70,6 +86,7 @@ def device_of(gpu: Facts, node: str, driver: str, wanted: Wanted) -> tuple[Devic
         numa=gpu["numa"],
         cpus=gpu["cpus"],
         links=tuple(sorted(gpu["links"].items())),
+        trust=trust,
     )
     return device, problems
 
@@ -93,6 +110,14 @@ def _mode(gpu: Facts, wanted: Mode | None, mig: bool) -> tuple[Mode, str]:
         )
         return Mode.MIG, f"it is configured for the mode mig, but MIG is off; {on}"
     return wanted or Mode.ANY, ""
+
+
+def _with_mps(mode: Mode, barred: str) -> tuple[Mode, str]:
+    """A GPU with MPS is handed out in shares, and in nothing else."""
+    if mode in (Mode.ANY, Mode.SHARE):
+        return Mode.SHARE, barred
+    why = f"it is configured for MPS, which serves shares alone, and its mode is {mode}"
+    return mode, barred or f"{why}; allowed are share and any"
 
 
 def _instances(gpu: Facts, model: str) -> tuple[int, tuple[Instance, ...], tuple[str, ...]]:

@@ -67,7 +67,8 @@ class Meter:
         if mode is not None and mode[0]:
             return {**facts, "instances": self._instances(uuid, handle, seen)}
         now, peak = self._utilization(uuid, handle)
-        return {**facts, "now": now, "peak": peak, "uses": self._process_use(uuid, handle)}
+        uses, clients = self._process_use(uuid, handle), binding.clients(handle)
+        return {**facts, "now": now, "peak": peak, "uses": uses, "clients": clients}
 
     def _utilization(self, uuid: str, handle: Any) -> tuple[int | None, int | None]:
         """Utilization now, and at its highest since the last look; unknown where the figures stand still."""

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from .. import Residue
-from .attribution import BASE_MIB, Shown
+from .attribution import BASE_MIB, MPS_SERVER, Shown
 
 Facts = Mapping[str, Any]
 
@@ -43,8 +43,16 @@ class Remains:
         base = self._base.get(part["uuid"], None if part["reserved"] is None else 0)
         if base is None or part["used"] is None:
             return 0
-        above = int(part["used"]) - base
+        served = [one[1] for one in part["processes"] or () if self._serves(int(one[0]))]
+        if None in served:
+            return 0
+        above = int(part["used"]) - base - sum(map(int, served))
         return above if above > BASE_MIB else 0
+
+    def _serves(self, pid: int) -> bool:
+        """Whether a process is a server of MPS: it stays when its clients go, with memory of its own."""
+        shown = self._shown(pid)
+        return shown is not None and fnmatchcase(shown.name, MPS_SERVER)
 
     def _is_ignored(self, pid: int) -> bool:
         shown = self._shown(pid)
