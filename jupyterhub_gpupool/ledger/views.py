@@ -202,7 +202,7 @@ def last_options(conn: Connection, hub_id: int, created: float) -> dict[str, Any
 
 
 _asked = (
-    "id", "reason", "ticket", "owner", "user", "wish", "groups", "requested_at", "wait_low", "wait_high",
+    "id", "reason", "ticket", "owner", "user", "profile", "wish", "groups", "requested_at", "wait_low", "wait_high",
 )  # fmt: skip
 _queue = (
     select(*(t.leases.c[name] for name in _asked))

@@ -16,7 +16,7 @@ from jupyterhub_gpupool.ledger import Ledger, Policy, grants, turns
 from jupyterhub_gpupool.ledger.counts import UsageReader
 from jupyterhub_gpupool.model import HOLDING, Limit, State
 
-from .conftest import CPU, HALF, THIRD, WHOLE, Clock, Databases, gpu, request_of
+from .conftest import CPU, HALF, THIRD, WHOLE, Clock, Databases, Make, gpu, request_of
 
 HOUR = 3600.0
 GROUPS = ("a", "b", "c")
@@ -128,3 +128,18 @@ def _rows(ledger: Ledger) -> list[Any]:
         )
         for lease in ledger.snapshot().leases
     )
+
+
+@pytest.mark.parametrize("order", sorted(fairness.ORDERS))
+def test_a_queue_whose_profiles_are_limited_can_be_watched(make: Make, order: str) -> None:
+    limits = {"group:a": Limit(profiles=("profile",))}
+    ledger = make(Policy(limits=limits, order=order, launches=0, beat_age=1e9), devices=(gpu(0),))
+    held = ledger.enqueue("hub", request_of("kim", WHOLE))
+    asked = ledger.enqueue("hub", request_of("ada", WHOLE, groups=("a",)))
+    assert ledger.watch([asked.id])[asked.id].place == 1
+    # A profile that is taken away is taken from who waits already.
+    ledger.set_limit("group:a", {"profiles": ["other"]}, actor="admin", why="")
+    ledger.begin_stop(held.id, actor="test", reason="")
+    ledger.close(held.id, actor="test")
+    assert [lease.state for lease in ledger.snapshot().leases] == [State.QUEUED]
+    assert "no longer allow you this profile" in ledger.watch([asked.id])[asked.id].why
