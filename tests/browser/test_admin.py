@@ -148,7 +148,7 @@ def test_whom_a_limit_puts_over_it_is_said_before_and_after(person: MakePerson, 
     alan.shot("admin-over-limit", status)
     linus = person("linus")  # of the same group
     assert linus.open_form()["half-a100"].startswith("not for you: reason ")
-    expect(linus.page.get_by_text("allowed 0.1 GPUs at once")).to_be_visible()
+    expect(linus.page.locator("#gpupool-why-1")).to_contain_text("allowed 0.1 GPUs at once")
     expect(linus.page.get_by_text("Over limit: group students holds 0.5 of its 0.1 GPUs.")).to_be_visible()
     linus.shot("admin-form-over-limit")
     left = demo.lease_of("alan")
