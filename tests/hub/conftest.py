@@ -251,6 +251,9 @@ class HubUnderTest:
 
     def run(self, user: str, profile: str = "whole", server: str = "", **options: Any) -> Lease:
         """Ask for a server and wait until it is ready."""
+        # A lease is closed before the hub has done with its server.
+        before = f"the hub to be done with {user}'s server"
+        until(lambda: (self.server(user, server) or {}).get("pending") != "stop", before)
         answer = self.spawn(user, profile, server, **options)
         assert answer.status_code in (201, 202), answer.text
         self.wait_ready(user, server)
