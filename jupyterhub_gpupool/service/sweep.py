@@ -392,7 +392,8 @@ class Sweep:
 
 
 def _since_told(lease: Lease, elapsed: float, now: float) -> float:
-    """What counts of the time since the last look: of the look after a delivery only what came after that."""
+    """What counts of the time since the last look: only what came after the warning was written, and delivered."""
     if lease.counting or lease.delivered_at is None:
-        return elapsed
+        since = elapsed if lease.warned_at is None else now - lease.warned_at
+        return min(elapsed, since) if since >= 0 else elapsed  # a clock that was set back stops no countdown
     return min(elapsed, max(0.0, now - lease.delivered_at))

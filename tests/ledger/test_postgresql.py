@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from jupyterhub_gpupool.errors import GPUPoolError, Rejected, Unavailable
 from jupyterhub_gpupool.ledger import Ledger, file_of
 from jupyterhub_gpupool.ledger import databases as database_module
 from jupyterhub_gpupool.ledger import schema as tables
+from jupyterhub_gpupool.ledger.migrations import to_3
 
 from .. import postgres
 from .conftest import HALF, WHOLE, Make, end, gpu, request_of, run, url_of
@@ -203,11 +206,12 @@ def test_many_make_the_tables_at_once(databases: Any) -> None:
         worker.join(30)
 
 
-NEW_IN_3 = {
-    "hubs": ("host", "process"),
-    "pool": ("told_seq",),
-    "leases": ("warning", "delivered_at", "delivered_by", "counting", "undelivered_seconds"),
-}
+def added_by(migration: Callable[[Any], None]) -> list[tuple[str, str]]:
+    """The columns that a migration adds, with their tables."""
+    said: list[str] = []
+    migration(SimpleNamespace(exec_driver_sql=said.append))
+    found = [re.match(r'ALTER TABLE (\w+) ADD COLUMN "?(\w+)"? ', statement) for statement in said]
+    return [(match[1], match[2]) for match in found if match]
 
 
 def test_a_ledger_of_the_version_before_is_migrated(make: Make) -> None:
@@ -217,9 +221,8 @@ def test_a_ledger_of_the_version_before_is_migrated(make: Make) -> None:
     with ledger.store.engine.begin() as conn:
         for table in ("deliveries", "choices", "endings"):
             conn.execute(text(f"DROP TABLE {table}"))
-        for table, names in NEW_IN_3.items():
-            for name in names:
-                conn.execute(text(f"ALTER TABLE {table} DROP COLUMN {name}"))
+        for table, name in added_by(to_3):
+            conn.execute(text(f"ALTER TABLE {table} DROP COLUMN {name}"))
         conn.execute(text("UPDATE pool SET schema_version = 2"))
     again = Ledger(url_of(ledger))
     assert again.lease(ada.id) is not None

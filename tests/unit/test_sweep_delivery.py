@@ -37,6 +37,15 @@ def sweep(limit: float | None) -> Sweep:
         (WARNED, None, 30, 10, False),
         (replace(WARNED, undelivered_seconds=3560.0), 3600, 30, 3570, True),  # its time without is up
         (replace(WARNED, undelivered_seconds=3570.0, counting=True), 3600, 20, 3580, True),
+        # 4 of the 10 seconds came after the warning was written; and the clock was set back since.
+        (replace(WARNED, undelivered_seconds=3570.0, counting=True, warned_at=NOW - 4), 3600, 26, 3580, True),
+        (
+            replace(WARNED, undelivered_seconds=3570.0, counting=True, warned_at=NOW + 300),
+            3600,
+            20,
+            3580,
+            True,
+        ),
         (replace(WARNED, undelivered_seconds=9e9), None, 30, 9e9 + 10, False),
         (TOLD, None, 27, 0, True),  # 3 of the 10 seconds came after the delivery
         (replace(TOLD, delivered_at=NOW - 300), None, 20, 0, True),
