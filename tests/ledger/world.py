@@ -493,7 +493,7 @@ async def story(world: World) -> None:
     await do(world.start("linus"))
     await do(world.leave("linus"))
     world.backend.mute = True
-    await world.pass_time(4)
+    await world.pass_time(6)
     world.backend.mute = False
     await do(world.leave("ada"))
     await world.pass_time(8)  # grace was granted, is idle, is warned, is stopped
