@@ -13,6 +13,7 @@ from .text import sentence
 from .transitions import note, row_of
 
 UNWELL = (Health.SICK, Health.LOST)
+"""What a device is with which something is wrong, so that its holders should know."""
 
 
 def tell_holders(tx: Transaction, device: Device, before: str) -> None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from ..devices import Examiner, Residue
 from ..errors import GPUPoolError
 from ..ledger import Snapshot
-from ..model import Device, Health, Lease, Process, Session, State
+from ..ledger.troubles import UNWELL
+from ..model import Device, Lease, Process, Session, State
 
 if TYPE_CHECKING:
     from .sweep import Sweep
 
-UNWELL = (Health.SICK, Health.LOST)
 MOST_PIDS = 5
 """Processes that a reason names."""
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import GPUPoolError
 from ..ledger import Snapshot
+from ..ledger.troubles import UNWELL
 from ..model import Device, Lease, State
-from .handover import UNWELL
 
 if TYPE_CHECKING:
     from .sweep import Sweep

@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from ..ledger import Delivery, Ending
-from ..model import Device, Health, Lease, State
+from ..ledger.troubles import UNWELL
+from ..model import Device, Lease, State
 from ..notices import DUE, FAILED, FAILS, KEPT, LOST, RUNNING, SCRIPT_ENDS, why_ended
 from ..watchdog import MEMORY
 from .words import UNEXTENDABLE, extension_in_words, rule_in_words, stands_in_words
@@ -108,7 +109,7 @@ def trouble(item: Lease, devices: Mapping[str, Device]) -> str | None:
     """What has befallen a session, for its owner: its GPU is not well, or it cannot open it; None: nothing."""
     held = [devices.get(part.device) for part in item.slices] if item.state in RUNS else []
     for device in held:
-        if device is not None and device.health in (Health.SICK, Health.LOST):
+        if device is not None and device.health in UNWELL:
             why = device.health_reason.rstrip(".") or "no reason is known"
             return f"The GPU of this session is {device.health}: {why}. {FAILS}"
     return item.trouble or None if item.state in RUNS else None
