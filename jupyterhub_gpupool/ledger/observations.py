@@ -14,6 +14,7 @@ from .. import idleness
 from ..books import by_day
 from ..errors import Rejected
 from ..model import Decision, Sample, State, Verdict
+from ..trust import MPS
 from ..watchdog import MEMORY
 from . import rows
 from . import schema as t
@@ -253,7 +254,7 @@ def extend(tx: Transaction, lease: str, actor: str) -> float:
             reason="max-age",
             status=409,
         )
-    if row.warned_for in idleness.CALLED:
+    if row.warned_for in (*idleness.CALLED, MPS):
         raise Rejected(
             f"This session ends, and that cannot be put off: {row.verdict_reason}.",
             reason=row.warned_for,

@@ -181,10 +181,14 @@ def test_what_came_before_the_first_inventory_is_refused_after_it(databases: Dat
     assert ledger.lease(later.id).state == "starting"  # type: ignore[union-attr]
 
 
-def test_an_end_by_age_cannot_be_extended(ledger: Ledger) -> None:
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [("max_age", "cannot be extended"), ("drain", "cannot be put off"), ("mps", "cannot be put off")],
+)
+def test_an_end_that_no_extension_puts_off(ledger: Ledger, rule: str, said: str) -> None:
     lease = run(ledger, "ada", WHOLE, terms=Terms(max_age=100))
-    ledger.record([observation(lease, Decision.WARN, 30.0, warned_for="max_age")])
-    with pytest.raises(Rejected, match="cannot be extended"):
+    ledger.record([observation(lease, Decision.WARN, 30.0, warned_for=rule)])
+    with pytest.raises(Rejected, match=said):
         ledger.extend(lease.id, "ada")
     after = ledger.lease(lease.id)
     assert after is not None and after.extended_seconds == 0 and after.deadline_seconds == 30.0
