@@ -273,7 +273,7 @@ def test_processes_that_matter_are_counted(install: Install, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("first", "wanted"), [("#!/usr/bin/env node", "node"), ("#!/opt/v/bin/python3.11", "python")]
+    ("first", "wanted"), [("#!/usr/bin/env node", "node"), ("#!/usr/local/bin/python3.11", "python")]
 )
 def test_which_proxy_is_on_the_path(first: str, wanted: str, install: Install) -> None:
     install("configurable-http-proxy", "").write_text(f"{first}\n")
