@@ -140,7 +140,9 @@ export function warningMessage(warning: IWarning, left: number | null, trans: IT
   const first = !warning.stops
     ? trans.__('The GPU pool warns about this session. Nothing is stopped.')
     : left === null
-      ? trans.__('This session will stop.')
+      ? warning.rule === 'memory'
+        ? trans.__('This session stops if it holds too much GPU memory for longer.')
+        : trans.__('This session will stop.')
       : trans.__('This session stops in %1.', remaining(left, trans));
   const last = warning.stops ? trans.__('Files stay, memory is lost.') : '';
   const why = cut(sentence(warning.reason), LONGEST_MESSAGE - first.length - last.length - 2);

@@ -81,6 +81,12 @@ test('a warning says when, why, what is lost and what stays', () => {
   ]);
 });
 
+test('an overrun whose time stands still is not said to end the session whatever is done', () => {
+  const first = (rule: string) => words.warningMessage(warning({ rule }), null, trans).split('\n')[0];
+  assert.equal(first('memory'), 'This session stops if it holds too much GPU memory for longer.');
+  assert.equal(first('idle'), 'This session will stop.');
+});
+
 test('however long the reason is, JupyterLab cuts off neither the time nor what is lost', () => {
   for (const left of [null, 5, 36_059]) {
     const text = words.warningMessage(warning({ reason: 'x'.repeat(500) }), left, trans);
